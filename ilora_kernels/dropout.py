@@ -1,0 +1,59 @@
+"""The dropout mask as a pure function of (seed, row, column), so that nobody has to store it.
+
+Every backend computes the same bits: the forward pass, the backward pass and the recomputation
+under gradient checkpointing drop the same elements without a mask ever being written to memory.
+
+    key[t]     = mix(mix(t + seed_low) + seed_high)
+    bits[t, j] = mix(key[t] + j · 0x9E3779B9)              32 bits, uniform
+    keep[t, j] = (bits[t, j] >> 8) >= round(p · 2²⁴)
+
+``mix`` is the 32-bit finaliser with two multiplications and three shifts found by the "hash
+prospector" search of Wellons (2018): every input bit flips every output bit with probability
+within 0.2 % of a half. All arithmetic is modulo 2³².
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_MULTIPLIER_1 = 0x7FEB352D
+_MULTIPLIER_2 = 0x846CA68B - (1 << 32)  # as the signed integer with the same bits
+_GOLDEN_RATIO = 0x9E3779B9 - (1 << 32)
+
+
+def draw_seed(device: torch.device) -> Tensor:
+    """Return one int64 seed on ``device`` from torch's generator, without a synchronisation."""
+    return torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device=device)
+
+
+def keep_mask(seed: Tensor, num_rows: int, num_columns: int, dropout_p: float) -> Tensor:
+    """Return the boolean mask ``[num_rows, num_columns]`` of the elements that stay.
+
+    Args:
+        seed: int64 ``[1]``, from :func:`draw_seed`.
+        num_rows: tokens, T.
+        num_columns: features, d_in.
+        dropout_p: the probability of dropping an element, resolved to 2⁻²⁴.
+    """
+    rows = torch.arange(num_rows, dtype=torch.int32, device=seed.device)
+    columns = torch.arange(num_columns, dtype=torch.int32, device=seed.device)
+    low, high = _low_32_bits(seed), _low_32_bits(seed >> 32)
+    key = _mix(_mix(rows + low) + high)
+    bits = _mix(key[:, None] + (columns * _GOLDEN_RATIO)[None, :])
+    return ((bits >> 8) & 0xFFFFFF) >= round(dropout_p * 2**24)
+
+
+def _low_32_bits(value: Tensor) -> Tensor:
+    low = value & 0xFFFFFFFF
+    return torch.where(low >= 1 << 31, low - (1 << 32), low).to(torch.int32)
+
+
+def _mix(z: Tensor) -> Tensor:
+    # A right shift of a signed tensor copies the sign; the mask makes it the unsigned shift.
+    z = z ^ ((z >> 16) & 0xFFFF)
+    z *= _MULTIPLIER_1
+    z ^= (z >> 15) & 0x1FFFF
+    z *= _MULTIPLIER_2
+    z ^= (z >> 16) & 0xFFFF
+    return z

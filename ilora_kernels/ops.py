@@ -1,0 +1,188 @@
+"""The operators that torch knows, and their derivatives: the one gate to all backends.
+
+Two operators are defined, forward and backward, and an ``autograd.Function`` ties them together.
+Not ``torch.library.custom_op`` with ``register_autograd``: that breaks ``torch.func.grad`` and
+answers a forward-mode derivative with a silent zero. Here ``grad``, ``vmap``, ``jacrev`` and
+``torch.compile(fullgraph=True)`` work; forward mode and second derivatives raise.
+
+Rows and gates reach the operators in one form: ``x [T, d_in]``, ``gate [G, K]``, where gate ``g``
+governs the rows ``cu_seqlens[g] … cu_seqlens[g + 1]`` or, without ``cu_seqlens``, the
+``rows_per_gate`` rows from ``g · rows_per_gate`` on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ilora_kernels.backends import requested, select
+
+_LIBRARY = torch.library.Library("ilora", "DEF")
+_LIBRARY.define(
+    "gated_lora(Tensor x, Tensor? weight, Tensor? bias, Tensor? base, Tensor lora_A, Tensor lora_B, "
+    "Tensor gate, Tensor? cu_seqlens, SymInt rows_per_gate, float scaling, float dropout_p, "
+    "Tensor? seed, str backend) -> (Tensor y, Tensor xa)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_LIBRARY.define(
+    "gated_lora_backward(Tensor grad_y, Tensor x, Tensor? weight, Tensor lora_A, Tensor lora_B, "
+    "Tensor gate, Tensor? cu_seqlens, Tensor xa, SymInt rows_per_gate, float scaling, "
+    "float dropout_p, Tensor? seed, bool[] needs, str backend) "
+    "-> (Tensor dx, Tensor dA, Tensor dB, Tensor dgate)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def gated_lora(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    base: Tensor | None,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    gate: Tensor,
+    cu_seqlens: Tensor | None,
+    rows_per_gate: int,
+    scaling: float,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> Tensor:
+    """Return ``y [T, d_out]``, differentiable; inputs are checked by :mod:`ilora_kernels.functional`."""
+    y, _ = _GatedLoRA.apply(
+        x,
+        weight,
+        bias,
+        base,
+        lora_A,
+        lora_B,
+        gate,
+        cu_seqlens,
+        rows_per_gate,
+        scaling,
+        dropout_p,
+        seed,
+        requested(),
+    )
+    return y
+
+
+class _GatedLoRA(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+        return torch.ops.ilora.gated_lora(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, weight, _, _, lora_A, lora_B, gate, cu_seqlens, *scalars, seed, backend = inputs
+        _, xa = output
+        ctx.mark_non_differentiable(xa)
+        ctx.save_for_backward(x, weight, lora_A, lora_B, gate, cu_seqlens, xa, seed)
+        ctx.scalars = tuple(scalars)  # rows_per_gate, scaling, dropout_p
+        ctx.backend = backend
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        *tensors, seed = ctx.saved_tensors
+        needs_x, needs_base = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
+        needs = (needs_x, *ctx.needs_input_grad[4:7])
+        arguments = (grad_y, *tensors, *ctx.scalars, seed, needs, ctx.backend)
+        # Inside a compiled graph the derivative is traced, and a second Function is not needed.
+        compiling = torch.compiler.is_compiling()
+        gradients = _raw_backward(*arguments) if compiling else _Backward.apply(*arguments)
+        dx, dA, dB, dgate = (g if n else None for g, n in zip(gradients, needs, strict=True))
+        dbase = grad_y if needs_base else None
+        return dx, None, None, dbase, dA, dB, dgate, *(None,) * 6
+
+
+class _Backward(torch.autograd.Function):
+    """The backward operator as a function of its own, to say that it has no derivative."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        return _raw_backward(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(
+            "gated_lora has no second derivative; compute it with ilora_kernels.reference instead."
+        )
+
+
+def _raw_backward(*inputs: Any) -> tuple[Tensor, ...]:
+    *head, needs, backend = inputs
+    return torch.ops.ilora.gated_lora_backward(*head, list(needs), backend)
+
+
+@torch.library.impl(_LIBRARY, "gated_lora", "CompositeExplicitAutograd")
+def _forward_impl(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    *rest, backend = arguments
+    with _no_autocast(x.device.type):
+        return select(backend, x).forward(x, *rest)
+
+
+@torch.library.impl(_LIBRARY, "gated_lora_backward", "CompositeExplicitAutograd")
+def _backward_impl(grad_y: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    *rest, backend = arguments
+    with _no_autocast(x.device.type):
+        return select(backend, x).backward(grad_y, x, *rest)
+
+
+def _no_autocast(device_type: str) -> torch.autocast:
+    # Casting is done, once and differentiably, before the operator: none may happen inside.
+    return torch.autocast(device_type, enabled=False, cache_enabled=False)
+
+
+@torch.library.register_fake("ilora::gated_lora", lib=_LIBRARY)
+def _forward_fake(
+    x: Tensor,
+    weight: Any,
+    bias: Any,
+    base: Any,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    gate: Tensor,
+    *_: Any,
+) -> tuple[Tensor, Tensor]:
+    num_rows = x.shape[0]
+    y = x.new_empty((num_rows, lora_B.shape[0]))
+    return y, gate.new_empty((num_rows, lora_A.shape[0]))
+
+
+@torch.library.register_fake("ilora::gated_lora_backward", lib=_LIBRARY)
+def _backward_fake(
+    grad_y: Tensor, x: Tensor, weight: Any, lora_A: Tensor, lora_B: Tensor, gate: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    needs = rest[-2]
+    shaped = zip((x, lora_A, lora_B, gate), needs, strict=True)
+    return tuple(t.new_empty(t.shape) if n else x.new_empty((0,)) for t, n in shaped)
+
+
+def _one_by_one(operator: Any) -> Any:
+    """A vmap rule that calls the operator once a sample: right for every backend."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        columns = [
+            argument.unbind(dim) if isinstance(dim, int) else [argument] * info.batch_size
+            for argument, dim in zip(arguments, in_dims, strict=True)
+        ]
+        results = [operator(*sample) for sample in zip(*columns, strict=True)]
+        stacked = tuple(torch.stack(outputs) for outputs in zip(*results, strict=True))
+        return stacked, (0,) * len(stacked)
+
+    return rule
+
+
+for _operator in ("gated_lora", "gated_lora_backward"):
+    torch.library.register_vmap(
+        f"ilora::{_operator}", _one_by_one(getattr(torch.ops.ilora, _operator)), lib=_LIBRARY
+    )
