@@ -1,0 +1,191 @@
+"""Rows of a data folder as encoded examples, and examples as the batch that a model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from ilora.data.folder import DataFolder
+from ilora.data.prompts import IGNORED_LABEL, NO_ITEM, Example, PromptBuilder
+from ilora.data.sequences import Row
+from ilora.data.wordings import WORDINGS_PER_DOMAIN
+from ilora.encoders import pad_histories
+from ilora.errors import InputError
+
+Split = Literal["train", "val", "test"]
+Side = Literal["left", "right"]
+
+
+class Batch(TypedDict):
+    """What the recommender's forward takes; all int64.
+
+    ``input_ids``, ``attention_mask``, ``labels`` and ``item_ids`` are ``[B, S]``, ``histories`` is
+    ``[B, window]``, left-padded with the number of items. ``item_ids`` is the item whose projected
+    embedding stands in for the token's own, -1 where the token keeps it.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    histories: Tensor
+    item_ids: Tensor
+
+
+class RecommendationDataset(Dataset[Example]):
+    """The rows of one split as encoded prompts, encoded when asked for.
+
+    Validation and test rows get the twenty candidates frozen in the data folder and the first
+    wording. A training row gets its target among negatives, in shuffled order, and one of the
+    wordings, all three drawn from ``(seed, epoch, row)`` alone: the same in every run, whatever
+    the number of workers, and after a resume. Negatives are drawn uniformly without replacement
+    from the items that are neither in the shown history nor the target; where the catalogue has
+    too few of them the list is shorter.
+
+    Args:
+        folder: the data.
+        split: ``train``, ``val`` or ``test``.
+        builder: makes the prompts; for the same catalogue as ``folder``.
+        num_candidates: length of a training row's list, its target included.
+        seed: of the training draws.
+        min_history: rows with fewer history items are left out; 1 leaves out those with nothing
+            to learn from, the paper's own loaders use 3.
+        answer: whether examples end with the answer: for a loss yes, for generation no.
+
+    Raises:
+        InputError: fewer than 2 candidates, or no row is left.
+    """
+
+    def __init__(
+        self,
+        folder: DataFolder,
+        split: Split,
+        builder: PromptBuilder,
+        *,
+        num_candidates: int = 20,
+        seed: int = 0,
+        min_history: int = 1,
+        answer: bool = True,
+    ) -> None:
+        if num_candidates < 2:
+            raise InputError(f"num_candidates: {num_candidates} leaves no choice; give 2 or more")
+        self.builder = builder
+        self.answer = answer
+        self.epoch = 0
+        self._num_candidates = num_candidates
+        self._num_items = len(folder.catalog)
+        self._seed = seed
+        self._frozen: list[tuple[int, ...]] | None = None
+        if split == "train":
+            # Draws go by the row's number in the file, so that `min_history` does not change them.
+            numbered = enumerate(folder.rows(split, min_history=0))
+            kept = [(number, row) for number, row in numbered if len(row.history) >= min_history]
+            self._numbers = [number for number, _ in kept]
+            self.rows: list[Row] = [row for _, row in kept]
+        else:
+            ranked = folder.ranked_rows(split, min_history=min_history)
+            self.rows = [row for row, _ in ranked]
+            self._frozen = [tuple(candidates) for _, candidates in ranked]
+        if not self.rows:
+            raise InputError(
+                f"min_history: no row of {folder.path} {split} has {min_history} or more history "
+                "items; lower it"
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        if self._frozen is not None:
+            return self._encode(index, self._frozen[index], wording=0)
+        candidates, wording = self._draw(index)
+        return self._encode(index, candidates, wording)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw training rows anew from ``(seed, epoch, row)``; accelerate's loaders call this."""
+        self.epoch = epoch
+
+    def candidates(self, index: int) -> tuple[int, ...]:
+        """The candidates that row ``index`` is shown, in the prompt's order."""
+        return self._draw(index)[0] if self._frozen is None else self._frozen[index]
+
+    def _encode(self, index: int, candidates: Sequence[int], wording: int) -> Example:
+        return self.builder.encode(self.rows[index], candidates, wording, answer=self.answer)
+
+    def _draw(self, index: int) -> tuple[tuple[int, ...], int]:
+        row = self.rows[index]
+        rng = np.random.default_rng((self._seed, self.epoch, self._numbers[index]))
+        excluded = {row.target, *row.history[-self.builder.window :]}
+        wanted = self._num_candidates - 1
+        # As many more as could fall away: one draw, always enough, no rejection loop.
+        drawn = rng.choice(
+            self._num_items, min(self._num_items, wanted + len(excluded)), replace=False
+        )
+        candidates = [item for item in drawn.tolist() if item not in excluded][:wanted]
+        candidates.insert(int(rng.integers(len(candidates) + 1)), row.target)
+        return tuple(candidates), int(rng.integers(WORDINGS_PER_DOMAIN))
+
+
+class Collator:
+    """Pad examples to one length: ``[B]`` examples -> :class:`Batch`.
+
+    Args:
+        tokenizer: gives the padding token.
+        num_items: size of the catalogue, which is also the padding id of histories.
+        window: length of a history row.
+        side: ``right`` in training; ``left`` at inference, where every prompt has to end at the
+            last position so that generation goes on from it.
+        multiple: pad to a multiple of this many tokens; 8 suits tensor cores.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        num_items: int,
+        window: int = 10,
+        side: Side = "right",
+        *,
+        multiple: int = 1,
+    ) -> None:
+        if side not in ("left", "right"):
+            raise InputError(f"side: {side!r} is not a padding side; choose left or right")
+        if multiple < 1:
+            raise InputError(f"multiple: {multiple} is not a length; give 1 or more")
+        pad = tokenizer.pad_token_id
+        if not isinstance(pad, int):
+            raise InputError(
+                f"tokenizer: {tokenizer.name_or_path!r} has no padding token; pass it through "
+                "`ilora.tokens.prepare_tokenizer`"
+            )
+        self._pad_id = pad
+        self._num_items = num_items
+        self._window = window
+        self._side = side
+        self._multiple = multiple
+
+    def __call__(self, examples: Sequence[Example]) -> Batch:
+        ids = [example.input_ids for example in examples]
+        ones = [[1] * len(row) for row in ids]
+        histories = [example.history for example in examples]
+        return {
+            "input_ids": self._pad(ids, self._pad_id),
+            "attention_mask": self._pad(ones, 0),
+            "labels": self._pad([example.labels for example in examples], IGNORED_LABEL),
+            "histories": pad_histories(histories, self._window, self._num_items),
+            "item_ids": self._pad([example.item_ids for example in examples], NO_ITEM),
+        }
+
+    def _pad(self, rows: Sequence[list[int]], value: int) -> Tensor:
+        longest = max(len(row) for row in rows)
+        length = -(-longest // self._multiple) * self._multiple
+        padding = [[value] * (length - len(row)) for row in rows]
+        if self._side == "left":
+            padded = [pad + row for pad, row in zip(padding, rows, strict=True)]
+        else:
+            padded = [row + pad for pad, row in zip(padding, rows, strict=True)]
+        return torch.tensor(padded, dtype=torch.int64)
