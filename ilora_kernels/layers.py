@@ -114,6 +114,16 @@ def _in_backward() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
+class Adapter(NamedTuple):
+    """What the update of one layer consists of, with the dropout of this very call."""
+
+    lora_A: Tensor  # [R, d_in]
+    lora_B: Tensor  # [d_out, R]
+    num_experts: int
+    scaling: float
+    dropout_p: float
+
+
 class FusedILoRALinear(nn.Module):
     """A frozen linear layer whose low-rank update is a mixture of experts, one mixture an instance.
 
@@ -162,18 +172,11 @@ class FusedILoRALinear(nn.Module):
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
         """Apply the layer to ``x [B, S, d_in]`` or ``[T, d_in]`` with ``gate``, or the set gates."""
         dropout_p = self.dropout if self.training else 0.0
-        return self.adapt(x, self.lora_A, self.lora_B, gate, self.scaling, dropout_p)
+        adapter = Adapter(self.lora_A, self.lora_B, self.num_experts, self.scaling, dropout_p)
+        return self.adapt(x, adapter, gate)
 
-    def adapt(
-        self,
-        x: Tensor,
-        lora_A: Tensor,
-        lora_B: Tensor,
-        gate: Tensor | None,
-        scaling: float,
-        dropout_p: float,
-    ) -> Tensor:
-        """The layer with the adapter that is handed in; tuners with several adapters call it."""
+    def adapt(self, x: Tensor, adapter: Adapter, gate: Tensor | None) -> Tensor:
+        """The layer with the adapter that is handed in; a tuner that has several calls this."""
         packed = None
         if gate is None:
             if self.gates is None:
@@ -181,33 +184,31 @@ class FusedILoRALinear(nn.Module):
                     "This layer has no gates; call it with gate=, or build it with gates=."
                 )
             gate, packed = self.gates.for_input(x)
+        if gate.shape[-1] != adapter.num_experts:
+            raise ValueError(
+                f"gate has shape {list(gate.shape)}, but this layer has {adapter.num_experts} experts; "
+                "its last dimension must be their number."
+            )
         shape = x.shape[:-1]
-        if packed is not None or (x.ndim == 2 and gate.ndim == 3) or x.ndim > 3:
-            x, gate = x.flatten(0, -2), gate.flatten(0, -2) if gate.ndim == 3 else gate
-        y = self._adapted(
-            x, lora_A.to(x.dtype), lora_B.to(x.dtype), gate, scaling, dropout_p, packed
-        )
-        return y.reshape(*shape, self.out_features)
+        if packed is not None or x.ndim > 3 or gate.ndim > x.ndim:  # one row a token
+            x = x.flatten(0, -2)
+            gate = gate.flatten(0, -2) if gate.ndim > 2 else gate
+        return self._adapted(x, adapter, gate, packed).reshape(*shape, self.out_features)
 
     def _adapted(
-        self,
-        x: Tensor,
-        lora_A: Tensor,
-        lora_B: Tensor,
-        gate: Tensor,
-        scaling: float,
-        dropout_p: float,
-        cu_seqlens: Tensor | None,
+        self, x: Tensor, adapter: Adapter, gate: Tensor, cu_seqlens: Tensor | None
     ) -> Tensor:
+        lora_A, lora_B = adapter.lora_A.to(x.dtype), adapter.lora_B.to(x.dtype)
         options: dict[str, Any] = {
-            "scaling": scaling,
-            "dropout_p": dropout_p,
+            "scaling": adapter.scaling,
+            "dropout_p": adapter.dropout_p,
             "cu_seqlens": cu_seqlens,
         }
         layer = self.base_layer
         if is_plain_linear(layer):
             return gated_lora_linear(x, layer.weight, layer.bias, lora_A, lora_B, gate, **options)
         base = layer(x)
+        lora_A, lora_B = lora_A.to(base.dtype), lora_B.to(base.dtype)
         return gated_lora_onto(base, x.to(base.dtype), lora_A, lora_B, gate, **options)
 
     def merged(self, gate: Tensor | None = None) -> nn.Linear:
@@ -243,13 +244,14 @@ def scaling_factor(num_experts: int, rank: int, alpha: float, convention: str) -
 
 def layer_features(layer: nn.Module) -> tuple[int, int]:
     """Return ``(d_in, d_out)`` of a linear layer."""
-    d_in, d_out = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
-    if not isinstance(d_in, int) or not isinstance(d_out, int):
-        raise TypeError(
-            f"base_layer is a {type(layer).__name__}, which has no in_features and out_features; "
-            "only linear layers can be adapted."
-        )
-    return d_in, d_out
+    for names in (("in_features", "out_features"), ("nx", "nf")):  # the latter: GPT-2's Conv1D
+        d_in, d_out = (getattr(layer, name, None) for name in names)
+        if isinstance(d_in, int) and isinstance(d_out, int):
+            return d_in, d_out
+    raise TypeError(
+        f"base_layer is a {type(layer).__name__}, which has no in_features and out_features; only "
+        "linear layers can be adapted."
+    )
 
 
 def new_adapter(base_layer: nn.Module, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
