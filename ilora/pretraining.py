@@ -1,0 +1,308 @@
+"""Next-token pre-training of a small language model on text prompts: a plain loop.
+
+The prompts are those of :mod:`ilora.data.prompts` with their answers, in words alone: the
+placeholder is an ordinary token that ends a title. Only training rows are read.
+
+**The loss.** A plain mean over all tokens would spend nearly everything on spelling titles that
+nobody can predict (the candidates are drawn at random): of some two hundred tokens a prompt only
+three or four are the answer. So the mean over all tokens, which teaches the titles and, through the
+histories, what follows what, and the mean over the answers, which teaches to choose one of the
+candidates and to copy it, are averaged with equal weight.
+
+**Throughput.** Worker processes encode a chunk of several batches at once, sort it by length and cut
+it, so that little padding is computed; right padding under a causal mask needs no mask at all, so
+attention takes its fastest path; batches longer than the memory allows are accumulated in pieces.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel
+
+from ilora.data.collation import Batch, Collator, RecommendationDataset
+from ilora.data.prompts import IGNORED_LABEL, Example
+from ilora.errors import InputError
+
+BATCHES_PER_CHUNK = 16
+PIECE_TOKENS = 32_768  # about 20 GiB of activations and logits for the `small` preset
+LOSS_POINTS = 200
+FINAL_LEARNING_RATE = 0.1  # of the highest
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainingOptions:
+    """How to pre-train.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: prompts a step.
+        learning_rate: the highest; linear warm-up to it, cosine down to a tenth of it.
+        warmup: share of the training in which the learning rate rises.
+        weight_decay: AdamW's, for matrices only.
+        answer_weight: share of the loss that the answers have; 0 is the plain mean over tokens.
+        max_minutes: stop by then. The learning rate follows whichever of steps and time is
+            further on, so a run cut by time still ends on a low rate; it is then no longer
+            reproducible to the bit.
+        num_workers: processes that encode prompts; the batches do not depend on it.
+        bf16: autocast to bfloat16; None does so on CUDA.
+        seed: of the order of the rows, their negatives and wordings.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup: float = 0.05
+    weight_decay: float = 0.1
+    answer_weight: float = 0.5
+    max_minutes: float | None = None
+    num_workers: int = 0
+    bf16: bool | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"{name}: {getattr(self, name)} is too small; give more than 0")
+        for name in ("warmup", "answer_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name}: {getattr(self, name)} is no share; give 0 to 1")
+        if self.max_minutes is not None and self.max_minutes <= 0:
+            raise InputError(f"max_minutes: {self.max_minutes} leaves no time; give more than 0")
+
+
+@dataclass(slots=True)
+class PretrainingResult:
+    """What happened: steps and tokens done, seconds, ``(step, loss)`` averaged between points."""
+
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    loss_curve: list[tuple[int, float]] = field(default_factory=list)
+
+
+class PretrainingCorpus(Dataset[list[Batch]]):
+    """All batches of a pre-training run; item ``i`` is a chunk of up to 16 of them.
+
+    Rows of all data sets are mixed and visited in a new order every epoch, with new negatives
+    and wordings. Item ``i`` depends on the arguments and ``i`` alone, never on what was read
+    before it, so that any number of workers gives the same run.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[RecommendationDataset],
+        collator: Collator,
+        *,
+        steps: int,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self._datasets = list(datasets)
+        self._collator = collator
+        self._num_examples = steps * batch_size
+        self._batch_size = batch_size
+        self._seed = seed
+        self._starts = np.cumsum([0, *(len(dataset) for dataset in datasets)])
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return math.ceil(self._num_examples / (self._batch_size * BATCHES_PER_CHUNK))
+
+    def __getitem__(self, index: int) -> list[Batch]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        first = index * self._batch_size * BATCHES_PER_CHUNK
+        last = min(first + self._batch_size * BATCHES_PER_CHUNK, self._num_examples)
+        examples = [self._example(number) for number in range(first, last)]
+        examples.sort(key=lambda example: len(example.input_ids))
+        starts = np.arange(0, len(examples), self._batch_size)
+        np.random.default_rng((self._seed, index)).shuffle(starts)
+        return [self._collator(examples[at : at + self._batch_size]) for at in starts]
+
+    def _example(self, number: int) -> Example:
+        epoch, position = divmod(number, int(self._starts[-1]))
+        if self._order is None or self._order[0] != epoch:
+            rng = np.random.default_rng((self._seed, epoch))
+            self._order = epoch, rng.permutation(int(self._starts[-1]))
+        row = int(self._order[1][position])
+        which = int(np.searchsorted(self._starts, row, side="right")) - 1
+        dataset = self._datasets[which]
+        dataset.set_epoch(epoch)
+        return dataset[row - int(self._starts[which])]
+
+
+def pretrain(
+    model: PreTrainedModel,
+    datasets: Sequence[RecommendationDataset],
+    collator: Collator,
+    options: PretrainingOptions,
+) -> PretrainingResult:
+    """Train every weight of ``model`` in place, on the device where it is.
+
+    Args:
+        model: a causal language model in float32.
+        datasets: training rows, encoded with their answers.
+        collator: one that pads on the right.
+        options: steps, learning rate and so on.
+    """
+    corpus = PretrainingCorpus(
+        datasets,
+        collator,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        seed=options.seed,
+    )
+    if options.num_workers:
+        # The tokenizer's threads do not survive the fork into workers; silent unless told first.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    chunks = DataLoader(corpus, batch_size=None, num_workers=options.num_workers)
+    optimizer = _adamw(model, options)
+    result = PretrainingResult()
+    losses: list[Tensor] = []
+    interval = max(1, options.steps // LOSS_POINTS)
+    model.train()
+    started = time.monotonic()
+    with _progress() as progress:
+        task = progress.add_task("pre-training", total=1.0, loss=math.nan, rate=0.0)
+        for batch in (batch for chunk in chunks for batch in chunk):
+            done = _share_done(options, result.steps, time.monotonic() - started)
+            if done >= 1:
+                break
+            _set_learning_rate(optimizer, options, done)
+            losses.append(_step(model, optimizer, batch, options))
+            result.steps += 1
+            result.tokens += int(batch["attention_mask"].sum())
+            if result.steps % interval == 0 or result.steps == options.steps:
+                # Reading a loss waits for the device, so it is done once in a while only.
+                result.loss_curve.append((result.steps, float(torch.stack(losses).mean())))
+                losses.clear()
+                rate = result.tokens / (time.monotonic() - started)
+                progress.update(task, completed=done, loss=result.loss_curve[-1][1], rate=rate)
+        progress.update(task, completed=1.0)
+    if losses:
+        result.loss_curve.append((result.steps, float(torch.stack(losses).mean())))
+    result.seconds = time.monotonic() - started
+    model.eval()
+    return result
+
+
+@torch.no_grad()
+def greedy_hits(
+    model: PreTrainedModel,
+    dataset: RecommendationDataset,
+    collator: Collator,
+    *,
+    limit: int = 256,
+    batch_size: int = 32,
+) -> tuple[int, int]:
+    """How many rows greedy decoding answers with exactly the target: ``(hits, rows)``.
+
+    Nothing is generated: greedy decoding writes the target if and only if, reading the target,
+    the likeliest next token is the right one at each of its places, the terminator's included.
+    At most ``limit`` rows are read, evenly spaced over the split. ``collator`` pads on the right.
+    """
+    rows = np.unique(np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).astype(int))
+    hits = 0
+    model.eval()
+    for at in range(0, len(rows), batch_size):
+        batch = collator([dataset[int(row)] for row in rows[at : at + batch_size]])
+        labels = batch["labels"][:, 1:].to(model.device)
+        logits = model(input_ids=batch["input_ids"].to(model.device), use_cache=False).logits
+        right = logits[:, :-1].argmax(-1) == labels
+        hits += int((right | (labels == IGNORED_LABEL)).all(dim=1).sum())
+    return hits, len(rows)
+
+
+def _step(
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    options: PretrainingOptions,
+) -> Tensor:
+    """One optimiser step over one batch, in pieces that fit in memory; the detached loss."""
+    device = model.device
+    input_ids, mask, labels = (
+        batch["input_ids"].to(device, non_blocking=True),
+        batch["attention_mask"].to(device, non_blocking=True),
+        batch["labels"].to(device, non_blocking=True),
+    )
+    weights = _token_weights(mask, labels, options.answer_weight)
+    total = torch.zeros((), device=device)
+    rows = max(1, PIECE_TOKENS // input_ids.shape[1])
+    bf16 = device.type == "cuda" if options.bf16 is None else options.bf16
+    for piece, piece_weights in zip(input_ids.split(rows), weights.split(rows), strict=True):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            logits = model(input_ids=piece, use_cache=False).logits  # [b, S, V]
+        nll = F.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), piece[:, 1:].flatten(), reduction="none"
+        )
+        loss = (nll * piece_weights.flatten()).sum()
+        loss.backward()
+        total += loss.detach()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return total
+
+
+def _token_weights(mask: Tensor, labels: Tensor, answer_weight: float) -> Tensor:
+    """Weights ``[B, S - 1]`` of the predicted tokens: they sum to one over the batch.
+
+    ``w = (1 - a) · real / Σ real + a · answer / Σ answer``, with ``a`` the answers' share.
+    """
+    real = mask[:, 1:].float()
+    answer = (labels[:, 1:] != IGNORED_LABEL).float()
+    return (1 - answer_weight) * real / real.sum() + answer_weight * answer / answer.sum()
+
+
+def _adamw(model: PreTrainedModel, options: PretrainingOptions) -> torch.optim.AdamW:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    fused = model.device.type == "cuda"
+    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.95), fused=fused)
+
+
+def _share_done(options: PretrainingOptions, step: int, elapsed_s: float) -> float:
+    """How much of the training is over, by steps or by time, whichever is further on."""
+    by_time = 0.0 if options.max_minutes is None else elapsed_s / (60 * options.max_minutes)
+    return max(step / options.steps, by_time)
+
+
+def _set_learning_rate(
+    optimizer: torch.optim.Optimizer, options: PretrainingOptions, done: float
+) -> None:
+    if done < options.warmup:
+        # Half a step ahead, so that the very first step is not lost on a rate of zero.
+        factor = (done + 0.5 / options.steps) / (options.warmup + 0.5 / options.steps)
+    else:
+        fall = (done - options.warmup) / max(1e-9, 1 - options.warmup)
+        cosine = 0.5 * (1 + math.cos(math.pi * fall))
+        factor = FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * cosine
+    for group in optimizer.param_groups:
+        group["lr"] = options.learning_rate * factor
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %  loss {task.fields[loss]:.3f}"),
+        TextColumn("{task.fields[rate]:,.0f} tokens/s"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
