@@ -211,8 +211,7 @@ def _pretrain_on(
     options: PretrainingOptions,
 ) -> tuple[PretrainingResult, list[dict[str, Any]]]:
     builders = [
-        PromptBuilder(tokenizer, folder.catalog, folder.info["domain"], folder.window)
-        for folder in folders
+        PromptBuilder(tokenizer, folder.catalog, folder.domain, folder.window) for folder in folders
     ]
     rows = [
         RecommendationDataset(folder, "train", builder, seed=options.seed)
@@ -233,7 +232,7 @@ def _pretrain_on(
 def _tokenizer_texts(folders: Sequence[DataFolder]) -> Iterator[str]:
     for folder in folders:
         for title in folder.catalog.titles:
-            yield f" {' '.join(title.split())}"
+            yield f" {title}"
     for wordings in WORDINGS.values():
         for wording in wordings:
             for _ in range(WORDING_WEIGHT):

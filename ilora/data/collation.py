@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from ilora.data.catalog import Catalog
 from ilora.data.folder import DataFolder
 from ilora.data.prompts import IGNORED_LABEL, NO_ITEM, Example, PromptBuilder
-from ilora.data.sequences import Row
+from ilora.data.sequences import Row, Split
 from ilora.data.wordings import WORDINGS_PER_DOMAIN
 from ilora.encoders import pad_histories
 from ilora.errors import InputError
 
-Split = Literal["train", "val", "test"]
 Side = Literal["left", "right"]
 
 
@@ -40,25 +40,26 @@ class Batch(TypedDict):
 class RecommendationDataset(Dataset[Example]):
     """The rows of one split as encoded prompts, encoded when asked for.
 
-    Validation and test rows get the twenty candidates frozen in the data folder and the first
-    wording. A training row gets its target among negatives, in shuffled order, and one of the
-    wordings, all three drawn from ``(seed, epoch, row)`` alone: the same in every run, whatever
-    the number of workers, and after a resume. Negatives are drawn uniformly without replacement
-    from the items that are neither in the shown history nor the target; where the catalogue has
-    too few of them the list is shorter.
+    Validation and test rows get the candidates frozen in the data folder and the first wording.
+    A training row gets its target among negatives, in random order, and one of the wordings, all
+    drawn from ``(seed, epoch, row)`` alone: the same in every run, whatever the number of
+    workers, and after a resume. Negatives are drawn by title, uniformly and without replacement,
+    from the titles that neither the target nor the shown history has: as in the frozen lists, no
+    two candidates read the same. A catalogue with too few of them gives a shorter list.
 
     Args:
         folder: the data.
         split: ``train``, ``val`` or ``test``.
-        builder: makes the prompts; for the same catalogue as ``folder``.
-        num_candidates: length of a training row's list, its target included.
+        builder: makes the prompts; for the catalogue of ``folder``.
+        num_candidates: length of a training row's list, its target included; None takes that of
+            the frozen lists, so that training asks what evaluation asks.
         seed: of the training draws.
         min_history: rows with fewer history items are left out; 1 leaves out those with nothing
-            to learn from, the paper's own loaders use 3.
+            to read, the paper's own loaders use 3.
         answer: whether examples end with the answer: for a loss yes, for generation no.
 
     Raises:
-        InputError: fewer than 2 candidates, or no row is left.
+        InputError: fewer than 2 candidates, another catalogue's builder, or no row is left.
     """
 
     def __init__(
@@ -67,35 +68,38 @@ class RecommendationDataset(Dataset[Example]):
         split: Split,
         builder: PromptBuilder,
         *,
-        num_candidates: int = 20,
+        num_candidates: int | None = None,
         seed: int = 0,
         min_history: int = 1,
         answer: bool = True,
     ) -> None:
-        if num_candidates < 2:
-            raise InputError(f"num_candidates: {num_candidates} leaves no choice; give 2 or more")
+        count = folder.num_candidates if num_candidates is None else num_candidates
+        if count < 2:
+            raise InputError(f"num_candidates: {count} leaves no choice; give 2 or more")
+        if builder.catalog != folder.catalog:
+            raise InputError(
+                f"builder: its catalogue of {len(builder.catalog)} items is not that of "
+                f"{folder.path}; make a builder for each data folder"
+            )
         self.builder = builder
         self.answer = answer
         self.epoch = 0
-        self._num_candidates = num_candidates
-        self._num_items = len(folder.catalog)
-        self._seed = seed
-        self._frozen: list[tuple[int, ...]] | None = None
-        if split == "train":
-            # Draws go by the row's number in the file, so that `min_history` does not change them.
-            numbered = enumerate(folder.rows(split, min_history=0))
-            kept = [(number, row) for number, row in numbered if len(row.history) >= min_history]
-            self._numbers = [number for number, _ in kept]
-            self.rows: list[Row] = [row for _, row in kept]
-        else:
-            ranked = folder.ranked_rows(split, min_history=min_history)
-            self.rows = [row for row, _ in ranked]
-            self._frozen = [tuple(candidates) for _, candidates in ranked]
-        if not self.rows:
+        # Draws go by the row's number in the file, so that `min_history` does not change them.
+        numbered = enumerate(folder.rows(split, min_history=0))
+        kept = [(number, row) for number, row in numbered if len(row.history) >= min_history]
+        self.rows: list[Row] = [row for _, row in kept]
+        self._numbers = [number for number, _ in kept]
+        if not kept:
             raise InputError(
-                f"min_history: no row of {folder.path} {split} has {min_history} or more history "
+                f"min_history: no {split} row of {folder.path} has {min_history} or more history "
                 "items; lower it"
             )
+        self._frozen: list[tuple[int, ...]] | None = None
+        if split != "train":
+            lists = folder.candidates(split)
+            self._frozen = [lists[number] for number in self._numbers]
+        self._negatives = NegativeSampler(folder.catalog, count - 1)
+        self._seed = seed
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -120,15 +124,39 @@ class RecommendationDataset(Dataset[Example]):
     def _draw(self, index: int) -> tuple[tuple[int, ...], int]:
         row = self.rows[index]
         rng = np.random.default_rng((self._seed, self.epoch, self._numbers[index]))
-        excluded = {row.target, *row.history[-self.builder.window :]}
-        wanted = self._num_candidates - 1
-        # As many more as could fall away: one draw, always enough, no rejection loop.
-        drawn = rng.choice(
-            self._num_items, min(self._num_items, wanted + len(excluded)), replace=False
-        )
-        candidates = [item for item in drawn.tolist() if item not in excluded][:wanted]
+        shown = row.history[-self.builder.window :]
+        candidates = self._negatives.draw((row.target, *shown), rng)
         candidates.insert(int(rng.integers(len(candidates) + 1)), row.target)
         return tuple(candidates), int(rng.integers(WORDINGS_PER_DOMAIN))
+
+
+class NegativeSampler:
+    """Draws up to ``count`` items of distinct titles that none of some given items has."""
+
+    def __init__(self, catalog: Catalog, count: int) -> None:
+        self._count = count
+        self._title_of: list[int] = catalog.title_groups().tolist()
+        self._items_of: list[list[int]] = [[] for _ in range(max(self._title_of) + 1)]
+        for item, title in enumerate(self._title_of):
+            self._items_of[title].append(item)
+
+    def draw(self, excluded: Sequence[int], rng: np.random.Generator) -> list[int]:
+        """Negatives in random order; raises `InputError` where the catalogue leaves none."""
+        taken = {self._title_of[item] for item in excluded}
+        # As many more as could fall away: one draw is always enough, without a rejection loop.
+        drawn = min(len(self._items_of), self._count + len(taken))
+        titles = rng.choice(len(self._items_of), drawn, replace=False).tolist()
+        kept = [title for title in titles if title not in taken][: self._count]
+        if not kept:
+            raise InputError(
+                f"catalog: its {len(self._title_of)} items leave no negative beside the "
+                f"{len(excluded)} of a row; bring more items or a shorter window"
+            )
+        return [self._one_of(self._items_of[title], rng) for title in kept]
+
+    @staticmethod
+    def _one_of(items: list[int], rng: np.random.Generator) -> int:
+        return items[0] if len(items) == 1 else items[int(rng.integers(len(items)))]
 
 
 class Collator:

@@ -74,6 +74,7 @@ class PromptBuilder:
         if window < 1:
             raise InputError(f"window: {window} items cannot be shown; give 1 or more")
         self.tokenizer = tokenizer
+        self.catalog = catalog
         self.domain = domain
         self.window = window
         self._placeholder_id = placeholder_id(tokenizer)
@@ -185,8 +186,8 @@ def shown_title(title: str, specials: Sequence[str]) -> str:
     a title with the text of the terminator would otherwise end an answer halfway. An answer has
     to be compared with this form of the title (:attr:`PromptBuilder.titles`).
     """
-    pattern = "|".join(re.escape(text) for text in specials if len(text) > 1)
-    apart = re.sub(pattern, lambda found: f"{found[0][0]} {found[0][1:]}", title)
+    pattern = "|".join(re.escape(text) for text in (*specials, PLACEHOLDER))
+    apart = re.sub(pattern, lambda found: f"{found[0][:1]} {found[0][1:]}", title)
     return " ".join(apart.split())
 
 
