@@ -3,7 +3,8 @@
 Every backend computes the same bits: the forward pass, the backward pass and the recomputation
 under gradient checkpointing drop the same elements without a mask ever being written to memory.
 
-    key[t]     = mix(mix(t + seed_low) + seed_high)
+    key        = mix(mix(seed_low) ^ seed_high)
+    key[t]     = mix(mix(t) ^ key)                         neighbouring seeds share no rows
     bits[t, j] = mix(key[t] + j · 0x9E3779B9)              32 bits, uniform
     keep[t, j] = (bits[t, j] >> 8) >= round(p · 2²⁴)
 
@@ -39,8 +40,8 @@ def keep_mask(seed: Tensor, num_rows: int, num_columns: int, dropout_p: float) -
     rows = torch.arange(num_rows, dtype=torch.int32, device=seed.device)
     columns = torch.arange(num_columns, dtype=torch.int32, device=seed.device)
     low, high = _low_32_bits(seed), _low_32_bits(seed >> 32)
-    key = _mix(_mix(rows + low) + high)
-    bits = _mix(key[:, None] + (columns * _GOLDEN_RATIO)[None, :])
+    row_key = _mix(_mix(rows) ^ _mix(_mix(low) ^ high))
+    bits = _mix(row_key[:, None] + (columns * _GOLDEN_RATIO)[None, :])
     return ((bits >> 8) & 0xFFFFFF) >= round(dropout_p * 2**24)
 
 

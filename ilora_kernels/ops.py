@@ -72,8 +72,25 @@ class _GatedLoRA(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-        return torch.ops.ilora.gated_lora(*inputs)
+    def forward(
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        base: Tensor | None,
+        lora_A: Tensor,
+        lora_B: Tensor,
+        gate: Tensor,
+        cu_seqlens: Tensor | None,
+        rows_per_gate: int,
+        scaling: float,
+        dropout_p: float,
+        seed: Tensor | None,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        low_rank = (lora_A, lora_B, gate, cu_seqlens, rows_per_gate, scaling)
+        return torch.ops.ilora.gated_lora(
+            x, weight, bias, base, *low_rank, dropout_p, seed, backend
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -52,9 +52,9 @@ def gated_lora_linear(
 
 def _gate_of_every_token(x: Tensor, gate: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     if cu_seqlens is not None and gate.ndim == 2:  # packed: [B, K] over the rows of x [T, d_in]
-        bounds = cu_seqlens.tolist()
-        spans = zip(bounds, bounds[1:], gate, strict=True)
-        return torch.cat([g.expand(end - start, -1) for start, end, g in spans])
+        lengths = cu_seqlens.diff().tolist()
+        rows = [g.expand(length, -1) for g, length in zip(gate, lengths, strict=True)]
+        return torch.cat(rows) if rows else gate
     if gate.ndim == 2 and x.ndim == 3:  # one mixture an instance
         return gate[:, None, :].expand(*x.shape[:2], -1)
     return gate.expand(*x.shape[:-1], -1)  # one for all, or one a token already

@@ -68,15 +68,17 @@ def backward(
     row_gate = scaling * _row_gate(gate, cu_seqlens, rows_per_gate, x.shape[0], lora_A.shape[0])
     v = (grad_y @ lora_B).to(gate.dtype)  # [T, R], the gradient of h
     u = (v * row_gate).to(x.dtype)  # [T, R], the gradient of x̂ Aᵀ
-    nothing = x.new_empty(0)
-
-    dx = _grad_x(grad_y, weight, u, lora_A, dropout_p, seed) if needs_x else nothing
-    dA = u.T @ _dropout(x, dropout_p, seed) if needs_A else nothing
-    dB = grad_y.T @ (xa * row_gate).to(x.dtype) if needs_B else nothing
-    if not needs_gate:
-        return dx, dA, dB, nothing
-    per_row = (xa * v).unflatten(1, (gate.shape[1], -1)).sum(-1) * scaling  # [T, K]
-    return dx, dA, dB, _sum_over_instances(per_row, cu_seqlens, rows_per_gate, gate.shape[0])
+    dx, dA, dB, dgate = (x.new_empty(0) for _ in needs)
+    if needs_x:
+        dx = _grad_x(grad_y, weight, u, lora_A, dropout_p, seed)
+    if needs_A:
+        dA = u.T @ _dropout(x, dropout_p, seed)
+    if needs_B:
+        dB = grad_y.T @ (xa * row_gate).to(x.dtype)
+    if needs_gate:
+        per_row = (xa * v).unflatten(1, (gate.shape[1], -1)).sum(-1) * scaling  # [T, K]
+        dgate = _sum_over_instances(per_row, cu_seqlens, rows_per_gate, gate.shape[0])
+    return dx, dA, dB, dgate
 
 
 def _grad_x(
