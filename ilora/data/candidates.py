@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ilora.data.catalog import Catalog
+from ilora.data.progress import with_bar
 from ilora.data.sequences import SPLITS, Row, Split, UserSequence
 from ilora.errors import InputError
 
@@ -79,7 +80,7 @@ def draw_candidates(
     """
     groups = catalog.title_groups()
     lists = []
-    for index, row in enumerate(rows):
+    for index, row in enumerate(with_bar(rows, f"drawing {split} candidates")):
         rng = np.random.default_rng([seed, SPLITS.index(split), index])
         own = known.get(row.user, set()) if known and row.user is not None else set()
         negatives = _draw_negatives(row, groups, own, count - 1, rng)

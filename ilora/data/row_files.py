@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ilora.data.jsonl import read_json_lines, shorten, write_json_lines
+from ilora.data.progress import with_bar
 from ilora.data.sequences import Row, Split, UserSequence
 from ilora.errors import InputError
 
@@ -108,11 +109,14 @@ def read_candidates(
     return lists
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write a split's rows; the format of `read_rows`."""
     write_json_lines(
         path,
-        ({"user": row.user, "history": list(row.history), "target": row.target} for row in rows),
+        (
+            {"user": row.user, "history": list(row.history), "target": row.target}
+            for row in with_bar(rows, f"writing {path.name}")
+        ),
     )
 
 
