@@ -1,0 +1,40 @@
+"""Encoders by name. A new one is a file with a `SequenceEncoder` and a line here."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from ilora.encoders.base import SequenceEncoder
+from ilora.encoders.sasrec import SASRec
+from ilora.errors import InputError
+
+ENCODERS: dict[str, type[SequenceEncoder]] = {"sasrec": SASRec}
+
+
+def build_encoder(
+    name: str, num_items: int, hidden_size: int = 64, window: int = 10, **options: Any
+) -> SequenceEncoder:
+    """A freshly initialised encoder; its weights come from torch's global generator.
+
+    Args:
+        name: a key of `ENCODERS`.
+        num_items: size of the catalogue.
+        hidden_size: width of item and history vectors.
+        window: the longest history.
+        options: the encoder's own, such as ``num_blocks``, ``num_heads``, ``dropout``.
+
+    Raises:
+        InputError: an unknown name or option, or a value that the encoder refuses.
+    """
+    if name not in ENCODERS:
+        raise InputError(f"encoder is {name!r}; it must be one of {', '.join(ENCODERS)}")
+    encoder = ENCODERS[name]
+    parameters = inspect.signature(encoder).parameters.values()
+    known = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    for option in options:
+        if option not in known:
+            raise InputError(
+                f"{option!r} is not an option of the encoder {name}; it has {', '.join(known)}"
+            )
+    return encoder(num_items, hidden_size, window, **options)  # type: ignore[arg-type]

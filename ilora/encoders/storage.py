@@ -1,0 +1,135 @@
+"""An encoder as a folder: ``encoder.safetensors``, ``config.yaml``, ``metrics.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ilora.encoders.base import SequenceEncoder
+from ilora.encoders.registry import build_encoder
+from ilora.errors import InputError
+
+WEIGHTS_FILE = "encoder.safetensors"
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.json"
+PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
+
+
+class EncoderConfig(BaseModel):
+    """The content of ``config.yaml``: what to build, how it was trained (free), on which data."""
+
+    model_config = ConfigDict(extra="forbid")
+    encoder: str
+    num_items: int
+    hidden_size: int
+    window: int
+    options: dict[str, Any]
+    data_name: str
+    data_sha256: str
+    training: dict[str, Any] = {}
+
+
+def save_encoder(folder: Path, encoder: SequenceEncoder, config: EncoderConfig) -> None:
+    """Write weights and configuration into an existing folder (the caller makes it atomic)."""
+    state = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()
+    }
+    save_file(state, folder / WEIGHTS_FILE)
+    text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+
+def load_encoder(path: str | Path, *, num_items: int | None = None) -> SequenceEncoder:
+    """The encoder that `ilora.encoders.train_encoder` wrote, on the CPU, frozen, in eval mode.
+
+    Args:
+        path: its folder.
+        num_items: size of the catalogue it will be used with; another one is refused.
+
+    Raises:
+        InputError: no such folder or file, a pickle, an unsound configuration, weights that do
+            not fit it exactly, or another catalogue size.
+    """
+    path = Path(path)
+    config = read_encoder_config(path)
+    if num_items is not None and config.num_items != num_items:
+        raise InputError(
+            f"the encoder {path} was trained on {config.data_name} with {config.num_items} items; "
+            f"this catalogue has {num_items}: train one on it with `ilora encoder train`"
+        )
+    with torch.random.fork_rng(devices=[]):  # initial values are overwritten: draw them aside
+        encoder = build_encoder(
+            config.encoder, config.num_items, config.hidden_size, config.window, **config.options
+        )
+    state = _read_weights(path / WEIGHTS_FILE)
+    _require_same_tensors(path / WEIGHTS_FILE, encoder.state_dict(), state)
+    encoder.load_state_dict(state)
+    return encoder.requires_grad_(False).eval()
+
+
+def read_encoder_config(path: str | Path) -> EncoderConfig:
+    """``config.yaml`` of an encoder's folder; raises `InputError` as `load_encoder` does."""
+    path = Path(path)
+    _require_folder(path)
+    file = path / CONFIG_FILE
+    try:
+        return EncoderConfig.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InputError(
+            f"{file} is missing; give a folder that `ilora encoder train` wrote"
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise InputError(
+            f"{file}: {key}: {first['msg']}; restore the file or train the encoder again"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{file} is not sound YAML ({reason}); restore it or train the encoder again"
+        ) from None
+
+
+def _require_folder(path: Path) -> None:
+    if path.suffix in PICKLE_SUFFIXES and not path.is_dir():
+        raise InputError(
+            f"{path} looks like a pickle, which can run code when it is opened and is refused; "
+            "give a folder that `ilora encoder train` wrote"
+        )
+    if not path.is_dir():
+        raise InputError(f"{path} is not a folder; give a folder that `ilora encoder train` wrote")
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise InputError(f"{file} is missing; restore it or train the encoder again")
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{file} is not a sound safetensors file ({error}); "
+            "restore it or train the encoder again"
+        ) from None
+
+
+def _require_same_tensors(file: Path, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    for name in sorted(wanted.keys() | found.keys()):
+        want = _describe(wanted.get(name))
+        got = _describe(found.get(name))
+        if want != got:
+            raise InputError(
+                f"{file} does not fit its {CONFIG_FILE}: {name} is {got} where {want} is wanted; "
+                "restore the two files from one training run"
+            )
+
+
+def _describe(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
