@@ -125,7 +125,9 @@ def build_base_llm(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     tokenizer = train_tokenizer(folders, shape.vocab_size)
     model = initialise_llama(shape, tokenizer, seed).to(place)
-    trained, greedy, options = None, [], None
+    trained: PretrainingResult | None = None
+    greedy: list[dict[str, Any]] = []
+    options: PretrainingOptions | None = None
     if pretrain_steps:
         options = PretrainingOptions(
             steps=pretrain_steps,

@@ -167,7 +167,13 @@ def pretrain(
     if options.num_workers:
         # The tokenizer's threads do not survive the fork into workers; silent unless told first.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    chunks = DataLoader(corpus, batch_size=None, num_workers=options.num_workers)
+    chunks = DataLoader(
+        corpus,
+        batch_size=None,
+        num_workers=options.num_workers,
+        # Workers are seeded from it; without one the loader would draw from torch's global state.
+        generator=torch.Generator().manual_seed(options.seed),
+    )
     optimizer = _adamw(model, options)
     result = PretrainingResult()
     losses: list[Tensor] = []
@@ -177,7 +183,7 @@ def pretrain(
     with _progress() as progress:
         task = progress.add_task("pre-training", total=1.0, loss=math.nan, rate=0.0)
         for batch in (batch for chunk in chunks for batch in chunk):
-            done = _share_done(options, result.steps, time.monotonic() - started)
+            done = share_done(options, result.steps, time.monotonic() - started)
             if done >= 1:
                 break
             _set_learning_rate(optimizer, options, done)
@@ -213,16 +219,21 @@ def greedy_hits(
     the likeliest next token is the right one at each of its places, the terminator's included.
     At most ``limit`` rows are read, evenly spaced over the split. ``collator`` pads on the right.
     """
-    rows = np.unique(np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).astype(int))
+    rows = evenly_spaced(len(dataset), limit)
     hits = 0
     model.eval()
     for at in range(0, len(rows), batch_size):
-        batch = collator([dataset[int(row)] for row in rows[at : at + batch_size]])
+        batch = collator([dataset[row] for row in rows[at : at + batch_size]])
         labels = batch["labels"][:, 1:].to(model.device)
         logits = model(input_ids=batch["input_ids"].to(model.device), use_cache=False).logits
         right = logits[:, :-1].argmax(-1) == labels
         hits += int((right | (labels == IGNORED_LABEL)).all(dim=1).sum())
     return hits, len(rows)
+
+
+def evenly_spaced(length: int, limit: int) -> list[int]:
+    """At most ``limit`` numbers below ``length``, from the first to the last; needs both >= 1."""
+    return np.linspace(0, length - 1, min(limit, length)).round().astype(int).tolist()
 
 
 def _step(
@@ -238,7 +249,7 @@ def _step(
         batch["attention_mask"].to(device, non_blocking=True),
         batch["labels"].to(device, non_blocking=True),
     )
-    weights = _token_weights(mask, labels, options.answer_weight)
+    weights = token_weights(mask, labels, options.answer_weight)
     total = torch.zeros((), device=device)
     rows = max(1, PIECE_TOKENS // input_ids.shape[1])
     bf16 = device.type == "cuda" if options.bf16 is None else options.bf16
@@ -257,7 +268,7 @@ def _step(
     return total
 
 
-def _token_weights(mask: Tensor, labels: Tensor, answer_weight: float) -> Tensor:
+def token_weights(mask: Tensor, labels: Tensor, answer_weight: float) -> Tensor:
     """Weights ``[B, S - 1]`` of the predicted tokens: they sum to one over the batch.
 
     ``w = (1 - a) · real / Σ real + a · answer / Σ answer``, with ``a`` the answers' share.
@@ -277,7 +288,7 @@ def _adamw(model: PreTrainedModel, options: PretrainingOptions) -> torch.optim.A
     return torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.95), fused=fused)
 
 
-def _share_done(options: PretrainingOptions, step: int, elapsed_s: float) -> float:
+def share_done(options: PretrainingOptions, step: int, elapsed_s: float) -> float:
     """How much of the training is over, by steps or by time, whichever is further on."""
     by_time = 0.0 if options.max_minutes is None else elapsed_s / (60 * options.max_minutes)
     return max(step / options.steps, by_time)
