@@ -14,10 +14,10 @@ from ilora.data.candidates import (
     Exclusion,
     candidate_count,
     draw_candidates,
-    known_items,
 )
 from ilora.data.catalog import Catalog
-from ilora.data.folder import DataFolder, count_all, require_row_files
+from ilora.data.contents import Contents
+from ilora.data.folder import DataFolder, require_row_files
 from ilora.data.manifest import (
     DOMAINS,
     MANIFEST_FILE,
@@ -126,7 +126,8 @@ def check_folder(path: str | Path) -> FolderReport:
     sequences = folder.sequences() or []
     ranked: tuple[Split, ...] = ("val", "test")
     lists = {split: folder.candidates(split) for split in ranked}
-    _require_counts(folder, count_all(catalog, rows, sequences))
+    contents = Contents(catalog, rows, sequences)
+    _require_counts(folder, contents.counts())
     lengths = [len(sequence.items) for sequence in sequences]
     record = folder.manifest.candidates
     return FolderReport(
@@ -217,15 +218,14 @@ def _complete(
     rows = {split: read_rows(path / f"{split}.jsonl.gz", len(catalog)) for split in SPLITS}
     sequence_file = path / SEQUENCE_FILE
     sequences = read_sequences(sequence_file, len(catalog)) if sequence_file.exists() else []
-    known = None
-    if excluded == "sequence":
-        known = known_items(sequences, (row for mine in rows.values() for row in mine))
-    written, record = _complete_candidates(path, rows, catalog, seed, known)
+    contents = Contents(catalog, rows, sequences)
+    known = contents.known_items() if excluded == "sequence" else None
+    written, record = _complete_candidates(path, contents, seed, known)
     longest = max(len(row.history) for mine in rows.values() for row in mine)
     manifest = Manifest(
         name=name,
         domain=domain,
-        counts=count_all(catalog, rows, sequences),
+        counts=contents.counts(),
         window=max(WINDOW, longest),
         split=SplitRecord(rule=GIVEN_SPLIT_RULE, seed=None),
         candidates=record,
@@ -237,12 +237,12 @@ def _complete(
 
 def _complete_candidates(
     path: Path,
-    rows: Mapping[Split, Sequence[Row]],
-    catalog: Catalog,
+    contents: Contents,
     seed: int,
     known: Mapping[int, set[int]] | None,
 ) -> tuple[list[str], CandidateRecord]:
     """Write the missing candidate files; say what was written and how all of them came about."""
+    catalog, rows = contents.catalog, contents.rows
     ranked: tuple[Literal["val"], Literal["test"]] = ("val", "test")
     files = {split: path / f"candidates.{split}.jsonl.gz" for split in ranked}
     given: dict[str, list[tuple[int, ...]]] = {}

@@ -13,9 +13,9 @@ from ilora.data.candidates import (
     Exclusion,
     candidate_count,
     draw_candidates,
-    known_items,
 )
 from ilora.data.catalog import Catalog
+from ilora.data.contents import Contents
 from ilora.data.manifest import (
     CANDIDATE_FILES,
     DOMAINS,
@@ -39,8 +39,8 @@ from ilora.data.row_files import (
     write_rows,
     write_sequences,
 )
-from ilora.data.sequences import SPLITS, WINDOW, Row, Split, UserSequence, rows_of
-from ilora.data.splits import BY_USER_RULE, split_by_user
+from ilora.data.sequences import SPLITS, WINDOW, Row, Split, UserSequence
+from ilora.data.splits import BY_USER_RULE
 from ilora.errors import InputError
 from ilora.files import atomic_folder, write_json
 
@@ -236,64 +236,34 @@ def write_folder(
     _require_free(path, overwrite)
     if domain not in DOMAINS:
         raise InputError(f"domain is {domain!r}; it must be one of {', '.join(DOMAINS)}")
-    sequences = list(sequences or ())
-    if rows is None:
-        if not sequences:
-            raise InputError("neither sequences nor rows were given; a folder is made of either")
-        sequences = split_by_user(sequences, seed)
-        rows = {split: rows_of(sequences, split, window) for split in SPLITS}
-        rule = SplitRecord(rule=split_rule or BY_USER_RULE, seed=seed)
-    elif split_rule is None:
-        raise InputError("rows were given without split_rule; say in a sentence how they were cut")
-    else:
+    if rows is not None:
+        if split_rule is None:
+            raise InputError("rows were given without split_rule; say how they were divided")
+        contents = Contents(catalog, rows, list(sequences or ()))
         rule = SplitRecord(rule=split_rule, seed=None)
-    _require_sound(rows, sequences, len(catalog), window)
-    ranked: dict[Split, Sequence[Row]] = {"val": rows["val"], "test": rows["test"]}
-    count = candidate_count([*rows["val"], *rows["test"]], catalog, num_candidates)
-    known = None
-    if excluded == "sequence":
-        known = known_items(sequences, (row for split in SPLITS for row in rows[split]))
+    elif sequences:
+        contents = Contents.from_sequences(catalog, sequences, seed=seed, window=window)
+        rule = SplitRecord(rule=split_rule or BY_USER_RULE, seed=seed)
+    else:
+        raise InputError("neither sequences nor rows were given; a folder is made of either")
+    contents.require_sound(window)
+    _require_all_users(contents, user_groups=user_groups, user_names=user_names)
     with atomic_folder(path) as partial:
-        catalog.save(partial / "items.csv")
-        for split in SPLITS:
-            write_rows(partial / f"{split}.jsonl.gz", rows[split])
-        if sequences:
-            write_sequences(partial / SEQUENCE_FILE, sequences)
-        if user_names is not None:
-            _write_user_names(partial, user_names)
-        for split, mine in ranked.items():
-            lists = draw_candidates(mine, catalog, split=split, seed=seed, count=count, known=known)
-            write_candidates(partial / f"candidates.{split}.jsonl.gz", mine, lists)
+        _write_contents(partial, contents, user_names)
+        candidates = _write_candidates(partial, contents, num_candidates, seed, excluded)
         manifest = Manifest(
             name=name,
             domain=domain,
-            counts=count_all(catalog, rows, sequences),
+            counts=contents.counts(),
             window=window,
             split=rule,
-            candidates=CandidateRecord(
-                count=count,
-                seed=seed,
-                excluded=excluded,
-                origin={"val": "drawn", "test": "drawn"},
-            ),
+            candidates=candidates,
             sha256=file_hashes(partial),
             user_groups=None if user_groups is None else list(user_groups),
             **dict(details or {}),
         )
         write_json(partial / MANIFEST_FILE, manifest.to_dict())
     return DataFolder.open(path)
-
-
-def count_all(
-    catalog: Catalog, rows: Mapping[Split, Sequence[Row]], sequences: Sequence[UserSequence]
-) -> dict[str, int]:
-    """The counts of ``dataset.json``: items, rows of each split, sequences and their items."""
-    return {
-        "items": len(catalog),
-        **{f"{split}_rows": len(rows[split]) for split in SPLITS},
-        "sequences": len(sequences),
-        "interactions": sum(len(sequence.items) for sequence in sequences),
-    }
 
 
 def _require_free(path: Path, overwrite: bool) -> None:
@@ -305,39 +275,42 @@ def _require_free(path: Path, overwrite: bool) -> None:
         raise InputError(f"{path} is a data folder already; choose another path or overwrite it")
 
 
-def _require_sound(
-    rows: Mapping[Split, Sequence[Row]],
-    sequences: Sequence[UserSequence],
-    num_items: int,
-    window: int,
-) -> None:
+def _require_all_users(contents: Contents, **by_user: Sequence[object] | None) -> None:
+    last = max(contents.known_items(), default=-1)
+    for key, values in by_user.items():
+        if values is not None and len(values) <= last:
+            raise InputError(
+                f"{key} has {len(values)} values, but there is a user {last}; "
+                "give one for each user from 0"
+            )
+
+
+def _write_contents(folder: Path, contents: Contents, user_names: Sequence[str] | None) -> None:
+    contents.catalog.save(folder / "items.csv")
     for split in SPLITS:
-        if not rows.get(split):
-            raise InputError(f"rows has no {split} row; each split needs at least one")
-        for index, row in enumerate(rows[split]):
-            if len(row.history) > window:
-                raise InputError(
-                    f"rows[{split!r}][{index}] has a history of {len(row.history)} items, more "
-                    f"than the window of {window}; keep the latest"
-                )
-            _require_items(f"rows[{split!r}][{index}]", (*row.history, row.target), num_items)
-    for index, sequence in enumerate(sequences):
-        if not sequence.items:
-            raise InputError(f"sequences[{index}] is empty; leave the user out")
-        _require_items(f"sequences[{index}]", sequence.items, num_items)
+        write_rows(folder / f"{split}.jsonl.gz", contents.rows[split])
+    if contents.sequences:
+        write_sequences(folder / SEQUENCE_FILE, contents.sequences)
+    if user_names is not None:
+        with (folder / USER_FILE).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["user", "source_id"])
+            writer.writerows(enumerate(user_names))
 
 
-def _require_items(where: str, items: Sequence[int], num_items: int) -> None:
-    low, high = min(items), max(items)
-    if low < 0 or high >= num_items:
-        raise InputError(
-            f"{where} holds item {low if low < 0 else high}, which is not in the catalogue "
-            f"(ids 0 to {num_items - 1}); add its title"
+def _write_candidates(
+    folder: Path, contents: Contents, wanted: int, seed: int, excluded: Exclusion
+) -> CandidateRecord:
+    ranked: tuple[Split, ...] = ("val", "test")
+    rows = [row for split in ranked for row in contents.rows[split]]
+    count = candidate_count(rows, contents.catalog, wanted)
+    known = contents.known_items() if excluded == "sequence" else None
+    for split in ranked:
+        mine = contents.rows[split]
+        lists = draw_candidates(
+            mine, contents.catalog, split=split, seed=seed, count=count, known=known
         )
-
-
-def _write_user_names(folder: Path, names: Sequence[str]) -> None:
-    with (folder / USER_FILE).open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["user", "source_id"])
-        writer.writerows(enumerate(names))
+        write_candidates(folder / f"candidates.{split}.jsonl.gz", mine, lists)
+    return CandidateRecord(
+        count=count, seed=seed, excluded=excluded, origin={"val": "drawn", "test": "drawn"}
+    )
