@@ -17,7 +17,7 @@ BY_USER_RULE = (
 
 
 def split_sizes(num_users: int) -> dict[Split, int]:
-    """Sizes of 8:1:1: ``⌊n/10⌋`` validate, ``n - ⌊8n/10⌋ - ⌊n/10⌋`` test, none of them below 1.
+    """Sizes of 8:1:1: ``⌊n/10⌋`` validate, ``⌊8n/10⌋`` train, the rest tests; none is below 1.
 
     943 users give 754, 94 and 95; 1,220 give 976, 122 and 122 (the paper's MovieLens and LastFM).
 
@@ -27,7 +27,7 @@ def split_sizes(num_users: int) -> dict[Split, int]:
     if num_users < 3:
         raise InputError(f"{num_users} users cannot be split into three; bring at least 3")
     val = max(1, num_users // 10)
-    test = max(1, num_users - 8 * num_users // 10 - num_users // 10)
+    test = max(1, num_users - 8 * num_users // 10 - val)
     return {"train": num_users - val - test, "val": val, "test": test}
 
 
