@@ -69,14 +69,19 @@ class DataFolder:
         """
         path = Path(path)
         require_row_files(path)
-        for name in (*CANDIDATE_FILES, MANIFEST_FILE):
-            if not (path / name).is_file():
-                raise InputError(
-                    f"{path / name} is missing; run `ilora data check {shlex.quote(str(path))} "
-                    "--fix` to draw candidates and write dataset.json"
-                )
+        fix = f"`ilora data check {shlex.quote(str(path))} --fix`"
+        if not (path / MANIFEST_FILE).is_file():
+            raise InputError(
+                f"{path / MANIFEST_FILE} is missing; run {fix} to write it and to draw the "
+                "candidates that are not there"
+            )
         manifest = read_manifest(path / MANIFEST_FILE)
         check_hashes(path, manifest)
+        for name in CANDIDATE_FILES:
+            if not (path / name).is_file():
+                raise InputError(
+                    f"{path / name} is missing; remove {MANIFEST_FILE} and run {fix} to draw it"
+                )
         return cls(path, manifest)
 
     def __repr__(self) -> str:
