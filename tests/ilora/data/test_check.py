@@ -168,7 +168,7 @@ def test_fixing_a_changed_folder_is_refused(data_path: Path) -> None:
 
 def test_a_recorded_candidate_file_that_is_gone_is_not_drawn_anew(data_path: Path) -> None:
     (data_path / "candidates.val.jsonl.gz").unlink()
-    with pytest.raises(InputError, match=r"candidates\.val\.jsonl\.gz is missing"):
+    with pytest.raises(InputError, match=r"candidates\.val\.jsonl\.gz is recorded .* but gone"):
         fix_folder(data_path)
 
 
@@ -188,7 +188,7 @@ def test_a_full_disk_leaves_no_half_written_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("ilora.data.check.write_json", refuse)
-    with pytest.raises(InputError, match="cannot be completed .No space left on device"):
+    with pytest.raises(InputError, match=r"cannot be completed .No space left on device"):
         fix_folder(rows_path)
     monkeypatch.undo()
     assert not (rows_path / "dataset.json").exists()

@@ -196,6 +196,16 @@ def test_a_folder_without_candidates_says_how_to_get_them(rows_path: Path) -> No
         DataFolder.open(rows_path)
 
 
+def test_a_folder_that_records_no_candidates_says_how_to_get_them(data_path: Path) -> None:
+    (data_path / "candidates.val.jsonl.gz").unlink()
+    file = data_path / "dataset.json"
+    manifest = json.loads(file.read_text())
+    del manifest["sha256"]["candidates.val.jsonl.gz"]
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"gz is missing; remove dataset\.json and run"):
+        DataFolder.open(data_path)
+
+
 def test_a_sample_is_not_taken_for_the_training_file_but_named(data_path: Path) -> None:
     (data_path / "train.jsonl.gz").rename(data_path / "train_sample.jsonl.gz")
     with pytest.raises(InputError, match=r"train\.jsonl\.gz is missing.*train_sample\.jsonl\.gz"):
