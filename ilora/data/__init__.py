@@ -1,0 +1,1 @@
+"""Interactions → sequences → rows with frozen candidates → prompts → batches."""
