@@ -60,6 +60,19 @@ class SequenceEncoder(nn.Module, ABC):
         gives equal bits.
         """
 
+    def prefix_representations(self, histories: Tensor) -> Tensor:
+        """Vectors after every position, for training: int64 ``[B, L]`` -> ``[B, L, hidden_size]``.
+
+        Column j is made from columns ``0 … j`` alone, so one pass predicts the next item after each
+        of them; the last column is `history_representation`. Here every prefix is encoded by
+        itself; an encoder that computes causal states has them in one pass and overrides this.
+        """
+        batch, length = histories.shape
+        padding = histories.new_full((batch, length - 1), self.num_items)
+        prefixes = torch.cat([padding, histories], dim=1).unfold(1, length, 1)  # [B, L, L]
+        z = self.history_representation(prefixes.reshape(batch * length, length))
+        return z.reshape(batch, length, self.hidden_size)
+
     def scores(self, histories: Tensor, candidates: Tensor | None = None) -> Tensor:
         """``<z(history), e(item)>`` for candidates ``[B, C]`` -> ``[B, C]``, or for all items.
 
@@ -67,8 +80,12 @@ class SequenceEncoder(nn.Module, ABC):
         """
         z = self.history_representation(histories)  # [B, hidden]
         if candidates is None:
-            return z @ self.item_embeddings.weight[: self.num_items].T
+            return self.catalog_scores(z)
         return torch.einsum("bh,bch->bc", z, self.item_embedding(candidates))
+
+    def catalog_scores(self, z: Tensor) -> Tensor:
+        """``<z, e(item)>`` for all items: ``[..., hidden_size]`` -> ``[..., num_items]``."""
+        return z @ self.item_embeddings.weight[: self.num_items].T
 
     def forward(self, histories: Tensor) -> Tensor:
         """The same as `history_representation`."""

@@ -37,4 +37,4 @@ def build_encoder(
             raise InputError(
                 f"{option!r} is not an option of the encoder {name}; it has {', '.join(known)}"
             )
-    return encoder(num_items, hidden_size, window, **options)  # type: ignore[arg-type]
+    return encoder(num_items, hidden_size, window, **options)

@@ -63,22 +63,34 @@ class SASRec(SequenceEncoder):
         self._initialise()
 
     def history_representation(self, histories: Tensor) -> Tensor:
-        length = histories.shape[-1]
+        if histories.shape[1] == 0:
+            return self.empty_history.expand(len(histories), -1)
+        return self._states(histories, newest_only=True)[:, 0]
+
+    def prefix_representations(self, histories: Tensor) -> Tensor:
+        """One pass for all positions; the position embeddings are those of the columns, so only
+        the last column's positions are counted from its own newest item."""
+        return self._states(histories, newest_only=False)
+
+    def _states(self, histories: Tensor, newest_only: bool) -> Tensor:
+        """``[B, L]`` -> ``[B, L, hidden]``, or ``[B, 1, hidden]``: the last column alone."""
+        length = histories.shape[1]
         if length > self.window:
             raise InputError(
                 f"histories has {length} columns; this encoder's window is {self.window}: keep "
                 "the latest items, as `pad_histories` does"
             )
-        if length == 0:
-            return self.empty_history.expand(len(histories), -1)
         present = histories != self.num_items  # [B, L]
         x = self.item_embedding(histories) * self.hidden_size**0.5
         x = self.dropout(x + self.position_embeddings[self.window - length :])  # [B, L, hidden]
         mask = _attention_mask(present)
-        for block in self.blocks:
-            x = block(x, mask)
-        z = self.final_norm(x[:, -1])
-        return torch.where(present[:, -1:], z, self.empty_history)
+        queries = length
+        for number, block in enumerate(self.blocks, start=1):
+            if newest_only and number == len(self.blocks):
+                queries = 1  # nothing reads the other positions of the last block
+            x = block(x, mask, queries)
+        # Left padding: where the item of a column is missing, so are all before it.
+        return torch.where(present[:, -queries:, None], self.final_norm(x), self.empty_history)
 
     def _initialise(self) -> None:
         # Item vectors of length about 1: the first block sees entries of about 1 after the √hidden,
@@ -106,17 +118,26 @@ class _Block(nn.Module):
         self.feed_forward_out = nn.Linear(hidden_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """``x`` [B, L, hidden], ``mask`` bool [B, 1, L, L], True where a query may look at a key."""
-        x = x + self.dropout(self._attend(self.attention_norm(x), mask))
+    def forward(self, x: Tensor, mask: Tensor, queries: int) -> Tensor:
+        """``x [B, L, hidden]`` -> ``[B, queries, hidden]``, the states of the last ``queries`` columns.
+
+        ``mask`` is bool ``[B, 1, L, L]``, True where a query may look at a key.
+        """
+        attended = self._attend(self.attention_norm(x), mask, queries)
+        x = x[:, -queries:] + self.dropout(attended)
         y = F.relu(self.feed_forward_in(self.feed_forward_norm(x)))
         return x + self.dropout(self.feed_forward_out(self.dropout(y)))
 
-    def _attend(self, x: Tensor, mask: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, mask: Tensor, queries: int) -> Tensor:
         split = self.query_key_value(x).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = split.permute(2, 0, 3, 1, 4)  # each [B, heads, L, hidden / heads]
-        dropout = self.attention_dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        y = F.scaled_dot_product_attention(
+            query[:, :, -queries:],
+            key,
+            value,
+            attn_mask=mask[:, :, -queries:],
+            dropout_p=self.attention_dropout if self.training else 0.0,
+        )
         return self.attention_out(y.transpose(1, 2).flatten(-2))
 
 

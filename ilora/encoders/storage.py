@@ -99,7 +99,7 @@ def read_encoder_config(path: str | Path) -> EncoderConfig:
 
 
 def _require_folder(path: Path) -> None:
-    if path.suffix in PICKLE_SUFFIXES and not path.is_dir():
+    if path.suffix.lower() in PICKLE_SUFFIXES and not path.is_dir():
         raise InputError(
             f"{path} looks like a pickle, which can run code when it is opened and is refused; "
             "give a folder that `ilora encoder train` wrote"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,10 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ilora.data.folder import DataFolder
-from ilora.data.sequences import Split
+from ilora.data.sequences import Row, Split
 from ilora.encoders.base import SequenceEncoder, pad_histories
 from ilora.encoders.registry import build_encoder
 from ilora.encoders.storage import CONFIG_FILE, METRICS_FILE, EncoderConfig, save_encoder
+from ilora.encoders.windows import IGNORED, TrainingWindows
 from ilora.errors import InputError
 from ilora.evaluation.metrics import ranking_metrics, ranking_values, ranks_of_target
 from ilora.evaluation.statistics import FloatArray
@@ -37,7 +37,9 @@ class EncoderTraining:
 
     Attributes:
         learning_rate: Adam's, constant.
-        batch_size: training rows a step.
+        batch_size: about so many targets a step.
+        targets_per_window: at most so many targets share one window; 1 gives each its whole history
+            at ten times the work. See `ilora.encoders.windows`.
         weight_decay: decoupled (AdamW), on every parameter; 0 is plain Adam.
         max_epochs: at most so many passes over the training rows.
         patience: stop after so many epochs without a better validation NDCG.
@@ -46,13 +48,14 @@ class EncoderTraining:
 
     learning_rate: float = 1e-3
     batch_size: int = 256
+    targets_per_window: int = 10
     weight_decay: float = 0.0
     max_epochs: int = 60
     patience: int = 8
     min_history: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_epochs", "patience"):
+        for name in ("batch_size", "targets_per_window", "max_epochs", "patience"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 < self.learning_rate < math.inf:
@@ -96,8 +99,9 @@ def train_encoder(
     negatives costs accuracy: SASRec's binary cross entropy on one negative is overconfident
     (Petrov and Macdonald, "gSASRec", RecSys 2023), and with the full softmax SASRec overtakes
     BERT4Rec, to which it had lost (Klenitskiy and Vasilev, "Turning Dross Into Gold Loss", RecSys
-    2023). **The examples** are the rows of the training split: each position of each user is the
-    target once an epoch, predicted from exactly the history that a reader would see.
+    2023). **The examples** are the rows of the training split, each target once an epoch, however many
+    overlapping windows hold it; rows that follow one another share a pass of the encoder
+    (`ilora.encoders.windows`).
 
     **Early stopping** goes by NDCG of the frozen candidate lists of the validation split. It
     moves with every rank, hit@1 only with the first; a hundred rows need the finer measure.
@@ -119,6 +123,8 @@ def train_encoder(
     """
     out, training = Path(out), training or EncoderTraining()
     _require_free(out)
+    for split in ("val", "test"):  # what can fail should fail before the training
+        _ranked_rows(folder, split, training.min_history)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     started = time.perf_counter()
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
@@ -169,15 +175,22 @@ def target_ranks(
     Raises:
         InputError: no row has ``min_history`` history items.
     """
+    ranked = _ranked_rows(folder, split, min_history)
+    histories = pad_histories([row.history for row, _ in ranked], encoder.window, encoder.num_items)
+    candidates = torch.tensor([items for _, items in ranked])
+    index = [items.index(row.target) for row, items in ranked]
+    return ranks_of_target(_score(encoder, histories, candidates), index)
+
+
+def _ranked_rows(
+    folder: DataFolder, split: Split, min_history: int
+) -> list[tuple[Row, tuple[int, ...]]]:
     ranked = folder.ranked_rows(split, min_history=min_history)
     if not ranked:
         raise InputError(
             f"min_history is {min_history}, which leaves no {split} row of {folder.path}; lower it"
         )
-    histories = pad_histories([row.history for row, _ in ranked], encoder.window, encoder.num_items)
-    candidates = torch.tensor([items for _, items in ranked])
-    index = [items.index(row.target) for row, items in ranked]
-    return ranks_of_target(_score(encoder, histories, candidates), index)
+    return ranked
 
 
 @torch.inference_mode()
@@ -199,19 +212,20 @@ def _fit(
     encoder: SequenceEncoder, folder: DataFolder, training: EncoderTraining, seed: int
 ) -> dict[str, Any]:
     """Train in place, leave the best epoch's weights, return the record for ``metrics.json``."""
-    device = encoder.item_embeddings.weight.device
-    histories, targets = (tensor.to(device) for tensor in training_rows(encoder, folder))
+    rows = folder.rows("train", min_history=0)
+    run = min(training.targets_per_window, encoder.window)
+    windows = TrainingWindows(rows, encoder.window, encoder.num_items, run)
     optimizer = torch.optim.AdamW(
         encoder.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
     )
-    order = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
     best, best_epoch = -math.inf, 0
     best_state: dict[str, Tensor] = {}
     curve: list[dict[str, float]] = []
     with _progress_bar() as bar:
         task = bar.add_task(f"Training on {folder.name}", total=training.max_epochs, note="")
         for epoch in range(1, training.max_epochs + 1):
-            loss = _train_epoch(encoder, histories, targets, optimizer, training, order)
+            loss = _train_epoch(encoder, windows, optimizer, training, rng)
             values = ranking_values(target_ranks(encoder, folder, "val", training.min_history))
             ndcg, hit = float(values["ndcg"].mean()), float(values["hr@1"].mean())
             curve.append({"epoch": epoch, "loss": loss, "val_ndcg": ndcg, "val_hr@1": hit})
@@ -226,40 +240,32 @@ def _fit(
     return {"epochs": len(curve), "best_epoch": best_epoch, "curve": curve}
 
 
-def training_rows(encoder: SequenceEncoder, folder: DataFolder) -> tuple[Tensor, Tensor]:
-    """Histories ``[N, window]`` and targets ``[N]`` of the training split, empty histories included."""
-    rows = folder.rows("train", min_history=0)
-    histories = pad_histories([row.history for row in rows], encoder.window, encoder.num_items)
-    return histories, torch.tensor([row.target for row in rows])
-
-
 def _train_epoch(
     encoder: SequenceEncoder,
-    histories: Tensor,
-    targets: Tensor,
+    windows: TrainingWindows,
     optimizer: torch.optim.Optimizer,
     training: EncoderTraining,
-    order: torch.Generator,
+    rng: np.random.Generator,
 ) -> float:
+    """One pass over all targets; returns their mean loss."""
+    device = encoder.item_embeddings.weight.device
     encoder.train()
-    total = torch.zeros((), device=targets.device)
-    for batch in _shuffled_batches(len(targets), training.batch_size, order):
-        batch = batch.to(targets.device)
-        loss = F.cross_entropy(encoder.scores(histories[batch]), targets[batch])
+    total = torch.zeros((), device=device)
+    for inputs, labels in windows.batches(training.batch_size, rng):
+        counted = labels != IGNORED
+        targets = labels[counted].to(device)  # [T]
+        z = encoder.prefix_representations(inputs.to(device))[counted.to(device)]  # [T, hidden]
+        loss = F.cross_entropy(encoder.catalog_scores(z), targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        total += loss.detach() * len(batch)
-    mean = total.item() / len(targets)
+        total += loss.detach() * len(targets)
+    mean = total.item() / len(windows)
     if not math.isfinite(mean):
         raise InputError(
             f"learning_rate is {training.learning_rate} and the loss became {mean}; lower it"
         )
     return mean
-
-
-def _shuffled_batches(n: int, size: int, order: torch.Generator) -> Iterator[Tensor]:
-    yield from torch.randperm(n, generator=order).split(size)
 
 
 def _progress_bar() -> Progress:
