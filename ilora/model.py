@@ -1,0 +1,207 @@
+"""The recommender: a frozen language model, instance-wise experts, and who decides their mixture.
+
+history ──► encoder ──► gate ──► mixture of experts in every linear layer
+   │           │
+   │           └──► projector ──► embeddings at the placeholders of the prompt
+   └──► prompt ─────────────────► language model ──► the next item's title
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import CausalLMOutput
+
+from ilora.config import AdapterSettings
+from ilora.data.prompts import IGNORED_LABEL
+from ilora.encoders import SequenceEncoder
+from ilora.errors import InputError
+from ilora.gate import build_gate
+from ilora.peft import ILoraConfig
+from ilora.tokens import placeholder_id, prepare_tokenizer
+
+
+class ILoRARecommender(nn.Module):
+    """A language model that recommends, personalised by instance-wise LoRA.
+
+    Trainable are the experts, the gate, the projector and the placeholder's embedding; the
+    language model and the encoder are frozen, and the encoder stays in eval mode.
+
+    Args:
+        llm: any causal language model of transformers, or one that already carries the adapter.
+        tokenizer: the model's own; the placeholder is added to it.
+        encoder: a trained sequence encoder for the same catalogue.
+        adapter: the experts.
+
+    Batches are those of :class:`ilora.data.collation.Collator`.
+    """
+
+    accepts_loss_kwargs = True  # transformers.Trainer: forward divides by num_items_in_batch itself
+
+    def __init__(
+        self,
+        llm: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        encoder: SequenceEncoder,
+        adapter: AdapterSettings,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = prepare_tokenizer(tokenizer)
+        self.placeholder_id = placeholder_id(tokenizer)
+        self.adapter = adapter
+        # A model's own sampling settings and penalties must not leak into greedy decoding.
+        llm.generation_config = GenerationConfig(
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+        )
+        self.llm = llm if isinstance(llm, PeftModel) else get_peft_model(llm, peft_config(adapter))
+        device, width = llm.device, llm.get_input_embeddings().weight.shape[1]
+        self.encoder = encoder.requires_grad_(False).eval().to(device)
+        self.projector = nn.Sequential(
+            nn.Linear(encoder.hidden_size, width), nn.GELU(), nn.Linear(width, width)
+        ).to(device)
+        self.gate = build_gate(adapter.gate, encoder.hidden_size, adapter.experts).to(device)
+        self.placeholder = nn.Parameter(self._mean_embedding())
+
+    def train(self, mode: bool = True) -> ILoRARecommender:
+        """As usual, but the frozen encoder stays in eval mode: its dropout is not for us."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def gates(self, histories: Tensor) -> Tensor:
+        """``[B, window]`` histories -> ``[B, K]`` mixtures of experts, float32."""
+        with torch.no_grad():
+            z = self.encoder.history_representation(histories)
+        return self.gate(z)
+
+    def embed(self, input_ids: Tensor, item_ids: Tensor, *, text_only: bool = False) -> Tensor:
+        """Token embeddings ``[B, S, d]``, with every placeholder replaced.
+
+        A placeholder becomes the projected embedding of its item; in a text-only batch, or where
+        ``item_ids`` is -1, the placeholder's own learned embedding.
+        """
+        at_placeholder = input_ids == self.placeholder_id
+        # The placeholder has no row in the frozen model's table: it was never resized.
+        embeds = self.llm.get_input_embeddings()(input_ids.masked_fill(at_placeholder, 0))
+        own = self.placeholder.to(embeds.dtype)
+        embeds = torch.where(at_placeholder[..., None], own, embeds)
+        if text_only:
+            return embeds
+        at_item = item_ids >= 0
+        items = self.encoder.item_embedding(item_ids[at_item])  # [P, hidden]
+        projected = self.projector(items).to(embeds.dtype)  # [P, d]
+        return embeds.masked_scatter(at_item[..., None], projected)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        histories: Tensor,
+        item_ids: Tensor,
+        labels: Tensor | None = None,
+        *,
+        text_only: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> CausalLMOutput:
+        """Next-token loss on the answer.
+
+            loss = - Σ log p(answer token) / num_items_in_batch
+
+        Args:
+            labels: ``[B, S]``, -100 outside the answer. Without them the logits of every
+                position are returned and no loss.
+            text_only: the projector stays untouched (LLaRA's curriculum).
+            num_items_in_batch: what to divide by: the answer tokens of the whole optimiser step,
+                over all micro-batches and processes; None means those of this batch.
+
+        Returns:
+            ``loss`` (float32, a scalar) and ``logits``: with labels ``[B, L, V]`` at the L
+            positions that predict the last L columns, else ``[B, S, V]``.
+        """
+        embeds = self.embed(input_ids, item_ids, text_only=text_only)
+        inputs: dict[str, Any] = {
+            "inputs_embeds": embeds,
+            "attention_mask": attention_mask,
+            # Padding is on the left, and a position is the number of tokens before it.
+            "position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0),
+            "gates": self.gates(histories),
+            "use_cache": False,
+        }
+        if labels is None:
+            return CausalLMOutput(logits=self.llm(**inputs).logits)
+        # The head, the widest layer, runs on the columns of the answers alone.
+        answer_columns = labels.ne(IGNORED_LABEL).any(0).nonzero()
+        length = labels.shape[1] - int(answer_columns[0]) if len(answer_columns) else 1
+        logits = self.llm(**inputs, logits_to_keep=length + 1).logits[:, -length - 1 : -1]
+        total = F.cross_entropy(
+            logits.flatten(0, 1).float(),
+            labels[:, -length:].flatten(),
+            ignore_index=IGNORED_LABEL,
+            reduction="sum",
+        )
+        count = labels.ne(IGNORED_LABEL).sum() if num_items_in_batch is None else num_items_in_batch
+        return CausalLMOutput(loss=total / count, logits=logits)
+
+    @torch.inference_mode()
+    def generate(self, batch: Mapping[str, Tensor], **options: Any) -> Tensor:
+        """Continue left-padded prompts; greedy unless ``options`` say otherwise.
+
+        Args:
+            batch: ``input_ids``, ``attention_mask``, ``histories``, ``item_ids``.
+            options: those of ``transformers``' ``generate``, such as ``max_new_tokens``.
+
+        Returns:
+            The new tokens alone, int64 ``[B · num_return_sequences, ≤ max_new_tokens]``.
+        """
+        _require_left_padding(batch["attention_mask"])
+        return self.llm.generate(
+            inputs_embeds=self.embed(batch["input_ids"], batch["item_ids"]),
+            attention_mask=batch["attention_mask"],
+            gates=self.gates(batch["histories"]),
+            **{"do_sample": False, **options},
+        )
+
+    @torch.inference_mode()
+    def answer_log_probs(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Log-likelihood of each row's labelled answer: float32 sums ``[B]``, token counts ``[B]``."""
+        labels = batch["labels"]
+        logits = self(**batch).logits  # [B, L, V]
+        wanted = labels[:, -logits.shape[1] :]
+        told = F.cross_entropy(
+            logits.float().transpose(1, 2), wanted, ignore_index=IGNORED_LABEL, reduction="none"
+        )
+        return -told.sum(1), wanted.ne(IGNORED_LABEL).sum(1)
+
+    def trainable_parameters(self) -> int:
+        """The number of parameters that training changes."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    def _mean_embedding(self) -> Tensor:
+        with torch.no_grad():
+            return self.llm.get_input_embeddings().weight.float().mean(0)
+
+
+def peft_config(adapter: AdapterSettings) -> ILoraConfig:
+    """The tuner's configuration for these settings."""
+    return ILoraConfig(
+        r=adapter.rank,
+        num_experts=adapter.experts,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        scaling=adapter.scaling,
+        target_modules=adapter.target_modules,
+    )
+
+
+def _require_left_padding(attention_mask: Tensor) -> None:
+    if attention_mask.shape[1] and not bool(attention_mask[:, -1].all()):
+        raise InputError(
+            "batch: attention_mask ends in padding; generation goes on from the last column, so "
+            'collate prompts with side="left"'
+        )

@@ -1,0 +1,325 @@
+"""Training a recommender on transformers' Trainer: one command's worth, resumable.
+
+A run folder holds
+
+    settings.yaml     what was asked for; a resumed run must ask for the same
+    checkpoints/      the Trainer's, to resume from
+    tensorboard/      curves while it runs
+    training.json     the log of losses, seconds, parameters
+    model/            the result, see :mod:`ilora.model_folder`
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+from transformers import Trainer, TrainingArguments, set_seed
+from transformers.integrations import TensorBoardCallback
+
+from ilora.config import RunSettings, TrainingSettings, write_settings
+from ilora.data.collation import Collator, RecommendationDataset
+from ilora.data.folder import DataFolder
+from ilora.data.prompts import PromptBuilder
+from ilora.encoders import load_encoder, read_encoder_config
+from ilora.errors import InputError
+from ilora.files import write_json
+from ilora.model import ILoRARecommender
+from ilora.model_folder import (
+    DataRecord,
+    ModelConfig,
+    fingerprint,
+    load_llm,
+    load_weights,
+    save_model,
+)
+from ilora.tokens import load_tokenizer
+
+SETTINGS_FILE = "settings.yaml"
+LOG_FILE = "training.json"
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors")
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A trained recommender (in eval mode) and the record that ``training.json`` holds."""
+
+    model: ILoRARecommender
+    path: Path
+    record: dict[str, Any]
+
+
+class RecommenderTrainer(Trainer):
+    """The Trainer, with LLaRA's curriculum, a slower gate, and our own model folders.
+
+    The loss is divided by the answer tokens of the whole optimiser step: the model takes
+    ``num_items_in_batch`` itself, so micro-batches and processes weigh every token alike.
+    """
+
+    optimizer: torch.optim.Optimizer | None
+
+    def __init__(
+        self,
+        model: ILoRARecommender,
+        training: TrainingSettings,
+        save: Any,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(model=model, **arguments)
+        self.recommender = model
+        self.training_settings = training
+        self._save_to = save
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The model's loss; in training the curriculum decides whether it reads text alone."""
+        if model.training:
+            inputs = {**inputs, "text_only": self.text_only()}
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def text_only(self) -> bool:
+        """Whether this step's batch is text-only: with probability 1 - step / steps.
+
+        A function of the seed and the global step alone, so that a resumed run, every process and
+        every micro-batch of one step agree (Liao et al., LLaRA, 2024, section 4.3).
+        """
+        if self.training_settings.curriculum == "hybrid":
+            return False
+        step, steps = self.state.global_step, self.state.max_steps
+        draw = random.Random(f"curriculum {self.args.seed} {step}").random()
+        return draw < 1 - step / steps
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Adam, with a learning rate of its own for the gate."""
+        if self.optimizer is None:
+            settings = self.training_settings
+            gate = list(self.recommender.gate.parameters())
+            slow = {id(parameter) for parameter in gate}
+            parameters = (p for p in self.recommender.parameters() if p.requires_grad)
+            gate_rate = settings.learning_rate * settings.gate_learning_rate_ratio
+            groups: list[dict[str, Any]] = [
+                {"params": [p for p in parameters if id(p) not in slow]},
+                {"params": gate, "lr": gate_rate},
+            ]
+            self.optimizer = torch.optim.AdamW(
+                [group for group in groups if group["params"]],
+                lr=settings.learning_rate,
+                weight_decay=settings.weight_decay,
+            )
+        return self.optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        self._save_to(Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_weights(Path(resume_from_checkpoint), self.recommender)
+
+    def _load_best_model(self) -> None:
+        load_weights(Path(self.state.best_model_checkpoint), self.recommender)
+
+
+def train(
+    settings: RunSettings,
+    out: Path,
+    *,
+    resume: bool = False,
+    device: str | torch.device | None = None,
+) -> TrainingResult:
+    """Train a recommender and save it to ``out/model``.
+
+    Args:
+        settings: what to train, on what, how.
+        out: the run folder.
+        resume: go on from the last complete checkpoint in ``out`` (or start, if there is none).
+        device: None takes CUDA if there is one.
+
+    Raises:
+        InputError: an input is unsound, ``out`` is taken, or the run to resume had other settings.
+    """
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    _claim(out, settings, resume)
+    folder = DataFolder.open(settings.data)
+    set_seed(settings.seed)
+    model, config = build_recommender(settings, folder, place)
+    trainer = _trainer(model, config, settings, folder, out, place)
+    checkpoint = last_complete_checkpoint(out / "checkpoints") if resume else None
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    record = {
+        "method": settings.adapter.method,
+        "seed": settings.seed,
+        "steps": trainer.state.global_step,
+        "seconds": time.perf_counter() - started,
+        "resumed_from": None if checkpoint is None else checkpoint.name,
+        "trainable_parameters": model.trainable_parameters(),
+        "train_rows": len(trainer.train_dataset),
+        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu",
+        "log": trainer.state.log_history,
+    }
+    write_json(out / LOG_FILE, record)
+    trainer._save_to(out / "model")
+    return TrainingResult(model.eval(), out / "model", record)
+
+
+def build_recommender(
+    settings: RunSettings, folder: DataFolder, device: torch.device
+) -> tuple[ILoRARecommender, ModelConfig]:
+    """Load the parts, put them together, and describe them as a model folder will."""
+    bf16 = device.type == "cuda" if settings.training.bf16 is None else settings.training.bf16
+    encoder = load_encoder(settings.encoder, num_items=len(folder.catalog))
+    llm = load_llm(settings.llm, torch.bfloat16 if bf16 else torch.float32, device)
+    identity = fingerprint(llm)
+    model = ILoRARecommender(llm, load_tokenizer(settings.llm), encoder, settings.adapter)
+    if settings.training.gradient_checkpointing:
+        model.llm.gradient_checkpointing_enable({"use_reentrant": False})
+    config = ModelConfig(
+        llm=settings.llm,
+        llm_fingerprint=identity,
+        adapter=settings.adapter,
+        encoder=read_encoder_config(settings.encoder),
+        data=DataRecord.of(folder),
+        training={"seed": settings.seed, **settings.training.model_dump()},
+        versions={name: version(name) for name in PACKAGES},
+    )
+    return model, config
+
+
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    """The latest checkpoint that was written to its end.
+
+    The Trainer writes ``trainer_state.json`` last: a run killed in the middle of saving leaves a
+    checkpoint without a sound one, which is passed over.
+    """
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    for checkpoint in reversed(checkpoints):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            continue
+        return checkpoint
+    return None
+
+
+def _claim(out: Path, settings: RunSettings, resume: bool) -> None:
+    """Make ``out`` this run's folder, or refuse it."""
+    file = out / SETTINGS_FILE
+    wanted = settings.model_dump(mode="json")
+    if not file.is_file():
+        if out.exists() and any(out.iterdir()):
+            raise InputError(f"out: {out} exists and is not a training run; choose a new folder")
+        out.mkdir(parents=True, exist_ok=True)
+        write_settings(settings, file)
+        return
+    if not resume:
+        raise InputError(
+            f"out: {out} holds a training run already; give --resume to go on with it, or choose a "
+            "new folder"
+        )
+    recorded = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if recorded != wanted:
+        key = _first_difference(recorded, wanted)
+        raise InputError(
+            f"resume: {key} differs from the run in {out}; give the settings in {file}, or choose a "
+            "new folder"
+        )
+
+
+def _first_difference(recorded: Any, wanted: Any, at: str = "") -> str:
+    if not isinstance(recorded, dict) or not isinstance(wanted, dict):
+        return at or "a setting"
+    keys = (k for k in {**recorded, **wanted} if recorded.get(k) != wanted.get(k))
+    key = next(keys)
+    return _first_difference(recorded.get(key), wanted.get(key), f"{at}.{key}".strip("."))
+
+
+def _trainer(
+    model: ILoRARecommender,
+    config: ModelConfig,
+    settings: RunSettings,
+    folder: DataFolder,
+    out: Path,
+    device: torch.device,
+) -> RecommenderTrainer:
+    training = settings.training
+    builder = PromptBuilder(model.tokenizer, folder.catalog, folder.domain, folder.window)
+    train_rows, val_rows = (
+        RecommendationDataset(
+            folder, split, builder, seed=settings.seed, min_history=training.min_history
+        )
+        for split in ("train", "val")
+    )
+
+    def save(path: Path) -> None:
+        save_model(path, model, config, folder.catalog)
+
+    return RecommenderTrainer(
+        model,
+        training,
+        save,
+        args=_arguments(settings, len(train_rows), out, device),
+        train_dataset=train_rows,
+        eval_dataset=val_rows,
+        data_collator=Collator(
+            model.tokenizer, len(folder.catalog), folder.window, "left", multiple=8
+        ),
+        callbacks=[TensorBoardCallback(SummaryWriter(str(out / "tensorboard")))],
+    )
+
+
+def _arguments(
+    settings: RunSettings, num_rows: int, out: Path, device: torch.device
+) -> TrainingArguments:
+    training = settings.training
+    steps = training.max_steps or math.ceil(training.epochs * num_rows / training.batch_size)
+    on_gpu = device.type == "cuda"
+
+    def every(times: int) -> dict[str, Any]:
+        return {"strategy": "steps" if times else "no", "steps": max(1, steps // max(1, times))}
+
+    evaluate, save = every(training.evaluations), every(training.checkpoints)
+    best = training.keep == "best"
+    if best:  # the Trainer can only go back to a step that it both measured and saved
+        save = evaluate = every(max(1, training.evaluations))
+    return TrainingArguments(
+        output_dir=str(out / "checkpoints"),
+        max_steps=steps,
+        per_device_train_batch_size=training.micro,
+        per_device_eval_batch_size=training.micro,
+        gradient_accumulation_steps=training.batch_size // training.micro,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(training.warmup_ratio * steps),
+        max_grad_norm=training.max_grad_norm,
+        eval_strategy=evaluate["strategy"],
+        eval_steps=evaluate["steps"],
+        save_strategy=save["strategy"],
+        save_steps=save["steps"],
+        save_total_limit=2,
+        load_best_model_at_end=best,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        prediction_loss_only=True,
+        logging_steps=max(1, steps // 100),
+        seed=settings.seed,
+        data_seed=settings.seed,
+        dataloader_num_workers=training.workers,
+        dataloader_pin_memory=on_gpu,
+        ddp_find_unused_parameters=True,  # a text-only step leaves the projector untouched
+        remove_unused_columns=False,
+        label_names=["labels"],
+        use_cpu=not on_gpu,
+        report_to=[],
+    )
+
+
+def loss_curve(record: dict[str, Any], key: str = "loss") -> list[tuple[int, float]]:
+    """``(step, value)`` of one quantity in a training record: ``loss`` or ``eval_loss``."""
+    return [(entry["step"], entry[key]) for entry in record["log"] if key in entry]
