@@ -99,7 +99,9 @@ def train_encoder(
     negatives costs accuracy: SASRec's binary cross entropy on one negative is overconfident
     (Petrov and Macdonald, "gSASRec", RecSys 2023), and with the full softmax SASRec overtakes
     BERT4Rec, to which it had lost (Klenitskiy and Vasilev, "Turning Dross Into Gold Loss", RecSys
-    2023). **The examples** are the rows of the training split, each target once an epoch, however many
+    2023).
+
+    **The examples** are the rows of the training split, each target once an epoch, however many
     overlapping windows hold it; rows that follow one another share a pass of the encoder
     (`ilora.encoders.windows`).
 
@@ -125,41 +127,24 @@ def train_encoder(
     _require_free(out)
     for split in ("val", "test"):  # what can fail should fail before the training
         _ranked_rows(folder, split, training.min_history)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = _device(device)
     started = time.perf_counter()
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
         torch.manual_seed(seed)
         encoder = build_encoder(
             name, len(folder.catalog), hidden_size, folder.window, **(options or {})
         ).to(place)
-        progress = _fit(encoder, folder, training, seed)
-    seconds = time.perf_counter() - started
-    encoder.to("cpu").requires_grad_(False).eval()
+        history = _fit(encoder, folder, training, seed)
     metrics = {
         "encoder": name,
-        "decode": "rank",
-        "data": {"name": folder.name, "sha256": folder.sha256},
         "seed": seed,
-        "num_parameters": sum(parameter.numel() for parameter in encoder.parameters()),
-        "seconds": round(seconds, 2),
         "device": str(place),
-        **progress,
-        "min_history": training.min_history,
-        "val": ranking_metrics(target_ranks(encoder, folder, "val", training.min_history)),
-        "test": ranking_metrics(target_ranks(encoder, folder, "test", training.min_history)),
-        "versions": {package: version(package) for package in ("torch", "numpy")},
+        "seconds": round(time.perf_counter() - started, 2),
+        **history,
+        **_measure(encoder.to("cpu").requires_grad_(False).eval(), folder, training.min_history),
     }
-    config = EncoderConfig(
-        encoder=name,
-        num_items=encoder.num_items,
-        hidden_size=encoder.hidden_size,
-        window=encoder.window,
-        options=encoder.options,
-        data_name=folder.name,
-        data_sha256=folder.sha256,
-        training={"seed": seed, **asdict(training)},
-    )
     with atomic_folder(out) as partial:
+        config = _config(name, encoder, folder, {"seed": seed, **asdict(training)})
         save_encoder(partial, encoder, config)
         write_json(partial / METRICS_FILE, metrics)
     return EncoderResult(encoder, out, metrics)
@@ -180,6 +165,34 @@ def target_ranks(
     candidates = torch.tensor([items for _, items in ranked])
     index = [items.index(row.target) for row, items in ranked]
     return ranks_of_target(_score(encoder, histories, candidates), index)
+
+
+def _measure(encoder: SequenceEncoder, folder: DataFolder, min_history: int) -> dict[str, Any]:
+    """The part of ``metrics.json`` that does not depend on how the encoder came about."""
+    return {
+        "decode": "rank",
+        "num_parameters": sum(parameter.numel() for parameter in encoder.parameters()),
+        "data": {"name": folder.name, "sha256": folder.sha256},
+        "min_history": min_history,
+        "val": ranking_metrics(target_ranks(encoder, folder, "val", min_history)),
+        "test": ranking_metrics(target_ranks(encoder, folder, "test", min_history)),
+        "versions": {package: version(package) for package in ("torch", "numpy")},
+    }
+
+
+def _config(
+    name: str, encoder: SequenceEncoder, folder: DataFolder, training: dict[str, Any]
+) -> EncoderConfig:
+    return EncoderConfig(
+        encoder=name,
+        num_items=encoder.num_items,
+        hidden_size=encoder.hidden_size,
+        window=encoder.window,
+        options=encoder.options,
+        data_name=folder.name,
+        data_sha256=folder.sha256,
+        training=training,
+    )
 
 
 def _ranked_rows(
@@ -261,9 +274,12 @@ def _train_epoch(
         optimizer.step()
         total += loss.detach() * len(targets)
     mean = total.item() / len(windows)
-    if not math.isfinite(mean):
+    # The last step can spoil the weights after the last loss was taken.
+    sound = all(bool(parameter.isfinite().all()) for parameter in encoder.parameters())
+    if not math.isfinite(mean) or not sound:
         raise InputError(
-            f"learning_rate is {training.learning_rate} and the loss became {mean}; lower it"
+            f"learning_rate is {training.learning_rate} and the training diverged "
+            f"(loss {mean:.3g}); lower it"
         )
     return mean
 
@@ -277,6 +293,24 @@ def _progress_bar() -> Progress:
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    """``device``, or CUDA where there is one; raises `InputError` for one that is not here."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"device is {device!r}; it must be cpu, cuda or cuda:N") from None
+    if place.type not in ("cpu", "cuda"):
+        raise InputError(f"device is {device!r}; it must be cpu, cuda or cuda:N")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device is {str(place)!r} and this machine has {torch.cuda.device_count()} CUDA "
+            "devices; choose cpu or one of them"
+        )
+    return place
 
 
 def _require_free(out: Path) -> None:

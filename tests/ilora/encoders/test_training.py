@@ -194,11 +194,19 @@ def test_a_training_option_out_of_range_is_named(option: dict[str, float]) -> No
         EncoderTraining(**option)  # type: ignore[arg-type]
 
 
-def test_a_loss_that_becomes_nan_is_reported_and_nothing_is_written(
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99"])
+def test_a_device_that_is_not_here_is_refused(
+    small_folder: DataFolder, tmp_path: Path, device: str
+) -> None:
+    with pytest.raises(InputError, match=f"device is '{device}'"):
+        train_encoder(small_folder, tmp_path / "out", training=QUICK, device=device)
+
+
+def test_training_that_diverges_is_reported_and_nothing_is_written(
     small_folder: DataFolder, tmp_path: Path
 ) -> None:
     training = EncoderTraining(learning_rate=1e30, max_epochs=3)
-    with pytest.raises(InputError, match="learning_rate is 1e\\+30"):
+    with pytest.raises(InputError, match=r"learning_rate is 1e\+30.*diverged"):
         train_encoder(
             small_folder, tmp_path / "out", options=SMALL, training=training, device="cpu"
         )
