@@ -43,7 +43,8 @@ class EncoderTraining:
         weight_decay: decoupled (AdamW), on every parameter; 0 is plain Adam.
         max_epochs: at most so many passes over the training rows.
         patience: stop after so many epochs without a better validation NDCG.
-        min_history: validation and test rows with a shorter history are left out.
+        min_history: validation and test rows with a shorter history are left out; 3 as in the
+            paper's loaders and in `ilora.evaluation.evaluate`, so that figures are of equal rows.
     """
 
     learning_rate: float = 1e-3
@@ -52,7 +53,7 @@ class EncoderTraining:
     weight_decay: float = 0.0
     max_epochs: int = 60
     patience: int = 8
-    min_history: int = 1
+    min_history: int = 3
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "targets_per_window", "max_epochs", "patience"):
@@ -151,7 +152,7 @@ def train_encoder(
 
 
 def target_ranks(
-    encoder: SequenceEncoder, folder: DataFolder, split: Split, min_history: int = 1
+    encoder: SequenceEncoder, folder: DataFolder, split: Split, min_history: int = 3
 ) -> FloatArray:
     """Rank of the target among the frozen candidates, for each row of ``val`` or ``test``: ``[n]``.
 

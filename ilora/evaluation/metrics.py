@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 from ilora.errors import InputError
 from ilora.evaluation.statistics import (
     FloatArray,
-    bootstrap_interval,
     bootstrap_intervals,
     bootstrap_ratio_interval,
 )
@@ -148,6 +147,8 @@ def hit_and_valid_ratios(
 ) -> dict[str, Any]:
     """The three ratios of `generation_metrics` and their intervals from 0/1 rows ``[n]``."""
     right, sound = float(hit.sum()), float(valid.sum())
+    over_all = {"hit_ratio_at_1": hit, "valid_ratio": valid}
+    intervals = bootstrap_intervals(over_all, seed=seed, resamples=resamples)
     over_valid = bootstrap_ratio_interval(hit, valid, seed=seed, resamples=resamples)
     return {
         "hit_ratio_at_1": right / len(hit),
@@ -155,8 +156,7 @@ def hit_and_valid_ratios(
         "valid_ratio": sound / len(hit),
         "n": len(hit),
         "ci95": {
-            "hit_ratio_at_1": list(bootstrap_interval(hit, seed=seed, resamples=resamples)),
+            **intervals,
             "hit_ratio_at_1_valid": None if over_valid is None else list(over_valid),
-            "valid_ratio": list(bootstrap_interval(valid, seed=seed, resamples=resamples)),
         },
     }

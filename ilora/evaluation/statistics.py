@@ -99,7 +99,7 @@ def resampled_means(rows: FloatArray, *, seed: int, resamples: int = 10_000) -> 
         size = min(block, resamples - start)
         drawn = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
-        means.append(counts @ rows / n)
+        means.append(counts.astype(np.float64) @ rows / n)  # integers would bypass BLAS
     return np.concatenate(means)
 
 

@@ -123,7 +123,7 @@ def test_the_metrics_file_tells_data_seed_best_epoch_and_intervals(
     for split in ("val", "test"):
         low, high = written[split]["ci95"]["hr@1"]
         assert low <= written[split]["hr@1"] <= high
-        assert written[split]["n"] == len(small_folder.rows(split))
+        assert written[split]["n"] == len(small_folder.rows(split, min_history=3))
 
 
 def test_the_weights_of_the_best_epoch_are_kept(small_folder: DataFolder, tmp_path: Path) -> None:

@@ -118,6 +118,11 @@ def test_the_longest_match_finds_one_title_within_the_answer(
     assert longest_match(answer, GAMES) == index
 
 
+def test_titles_that_only_punctuation_tells_apart_are_ambiguous_within_an_answer() -> None:
+    assert longest_match("I choose Help!", ["Help", "Help!", "Alien"]) is None
+    assert longest_match("I choose Help!", ["Alien", "Help!"]) == 1
+
+
 def test_regular_expression_signs_in_titles_are_letters_like_any() -> None:
     titles = ["S.T.A.L.K.E.R.", "What? (Part 1)", "C++", "!!!"]
     assert longest_match("take What? (Part 1) today", titles) == 1
