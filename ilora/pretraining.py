@@ -11,11 +11,15 @@ candidates and to copy it, are averaged with equal weight.
 
 **Throughput.** Worker processes encode a chunk of several batches at once, sort it by length and cut
 it, so that little padding is computed; right padding under a causal mask needs no mask at all, so
-attention takes its fastest path; batches longer than the memory allows are accumulated in pieces.
+attention takes its fastest path; a batch that would not fit in memory is accumulated in equal
+pieces. In bfloat16 the whole model is a bfloat16 copy of float32 master weights rather than
+autocast, whose float32 residual stream costs bandwidth: measured on an H100 with 64 thousand
+tokens a step, forward and backward of a 59 M Llama ran at 429 thousand tokens/s instead of 363.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import time
@@ -35,8 +39,8 @@ from ilora.data.collation import Batch, Collator, RecommendationDataset
 from ilora.data.prompts import IGNORED_LABEL, Example
 from ilora.errors import InputError
 
-BATCHES_PER_CHUNK = 16
-PIECE_TOKENS = 32_768  # about 20 GiB of activations and logits for the `small` preset
+BATCHES_PER_CHUNK = 8  # enough to sort: 4 % of the positions are padding; few enough to start soon
+PIECE_TOKENS = 65_536  # 29 GiB of activations and logits in a 59 M Llama; smaller is launch-bound
 LOSS_POINTS = 200
 FINAL_LEARNING_RATE = 0.1  # of the highest
 
@@ -56,7 +60,7 @@ class PretrainingOptions:
             further on, so a run cut by time still ends on a low rate; it is then no longer
             reproducible to the bit.
         num_workers: processes that encode prompts; the batches do not depend on it.
-        bf16: autocast to bfloat16; None does so on CUDA.
+        bf16: compute in bfloat16, from float32 master weights; None does so on CUDA.
         seed: of the order of the rows, their negatives and wordings.
     """
 
@@ -93,7 +97,7 @@ class PretrainingResult:
 
 
 class PretrainingCorpus(Dataset[list[Batch]]):
-    """All batches of a pre-training run; item ``i`` is a chunk of up to 16 of them.
+    """All batches of a pre-training run; item ``i`` is a chunk of up to 8 of them.
 
     Rows of all data sets are mixed and visited in a new order every epoch, with new negatives
     and wordings. Item ``i`` depends on the arguments and ``i`` alone, never on what was read
@@ -175,10 +179,12 @@ def pretrain(
         generator=torch.Generator().manual_seed(options.seed),
     )
     optimizer = _adamw(model, options)
+    bf16 = model.device.type == "cuda" if options.bf16 is None else options.bf16
+    working = _bfloat16_copy(model) if bf16 else model
+    working.train()
     result = PretrainingResult()
     losses: list[Tensor] = []
     interval = max(1, options.steps // LOSS_POINTS)
-    model.train()
     started = time.monotonic()
     with _progress() as progress:
         task = progress.add_task("pre-training", total=1.0, loss=math.nan, rate=0.0)
@@ -187,7 +193,7 @@ def pretrain(
             if done >= 1:
                 break
             _set_learning_rate(optimizer, options, done)
-            losses.append(_step(model, optimizer, batch, options))
+            losses.append(_step(model, working, optimizer, batch, options))
             result.steps += 1
             result.tokens += int(batch["attention_mask"].sum())
             if result.steps % interval == 0 or result.steps == options.steps:
@@ -238,11 +244,12 @@ def evenly_spaced(length: int, limit: int) -> list[int]:
 
 def _step(
     model: PreTrainedModel,
+    working: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
     options: PretrainingOptions,
 ) -> Tensor:
-    """One optimiser step over one batch, in pieces that fit in memory; the detached loss."""
+    """One optimiser step of ``model`` by the gradients of ``working``; the detached loss."""
     device = model.device
     input_ids, mask, labels = (
         batch["input_ids"].to(device, non_blocking=True),
@@ -251,21 +258,43 @@ def _step(
     )
     weights = token_weights(mask, labels, options.answer_weight)
     total = torch.zeros((), device=device)
-    rows = max(1, PIECE_TOKENS // input_ids.shape[1])
-    bf16 = device.type == "cuda" if options.bf16 is None else options.bf16
-    for piece, piece_weights in zip(input_ids.split(rows), weights.split(rows), strict=True):
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits = model(input_ids=piece, use_cache=False).logits  # [b, S, V]
+    pieces = math.ceil(input_ids.numel() / PIECE_TOKENS)
+    for piece, piece_weights in zip(input_ids.chunk(pieces), weights.chunk(pieces), strict=True):
+        logits = working(input_ids=piece, use_cache=False).logits  # [b, S, V]
         nll = F.cross_entropy(
             logits[:, :-1].flatten(0, 1).float(), piece[:, 1:].flatten(), reduction="none"
         )
         loss = (nll * piece_weights.flatten()).sum()
         loss.backward()
         total += loss.detach()
+    if working is not model:
+        _move_gradients(working, model)
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    if working is not model:
+        _copy_weights(model, working)
     return total
+
+
+def _bfloat16_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy with bfloat16 weights. Buffers stay as they are: rotary frequencies need float32."""
+    working = copy.deepcopy(model)
+    for parameter in working.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    return working
+
+
+def _move_gradients(working: PreTrainedModel, model: PreTrainedModel) -> None:
+    for source, master in zip(working.parameters(), model.parameters(), strict=True):
+        master.grad = None if source.grad is None else source.grad.float()
+        source.grad = None
+
+
+@torch.no_grad()
+def _copy_weights(model: PreTrainedModel, working: PreTrainedModel) -> None:
+    for master, target in zip(model.parameters(), working.parameters(), strict=True):
+        target.copy_(master)
 
 
 def token_weights(mask: Tensor, labels: Tensor, answer_weight: float) -> Tensor:

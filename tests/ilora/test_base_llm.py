@@ -104,7 +104,7 @@ def test_any_title_can_be_written_and_read_back(folder: DataFolder) -> None:
     assert tokenizer.decode(tokenizer(title)["input_ids"]) == title
 
 
-@pytest.mark.parametrize(("preset", "millions"), [("tiny", 1.07), ("small", 58.7)])
+@pytest.mark.parametrize(("preset", "millions"), [("tiny", 1.07), ("small", 59.0)])
 def test_a_preset_has_the_size_that_is_promised(preset: str, millions: float) -> None:
     class Full:
         """A tokenizer whose vocabulary is as large as the preset allows."""
@@ -177,6 +177,37 @@ def test_the_loss_is_the_mean_over_tokens_averaged_with_the_mean_over_answers() 
     expected = torch.tensor([[real, real, both, both], [real, both, 0, 0]])
     torch.testing.assert_close(weights, expected)
     assert float(weights.sum()) == pytest.approx(1)
+
+
+def test_bfloat16_training_follows_float32_and_saves_float32_weights(
+    folder: DataFolder, tmp_path: Path
+) -> None:
+    losses = {}
+    for bf16 in (False, True):
+        result = build_base_llm(
+            [folder], tmp_path / str(bf16), pretrain_steps=12, batch_size=8, bf16=bf16
+        )
+        assert result.pretraining is not None
+        losses[bf16] = [loss for _, loss in result.pretraining.loss_curve]
+    assert losses[True] != losses[False]
+    assert losses[True] == pytest.approx(losses[False], rel=0.02)
+    weights = load_file(tmp_path / "True" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    # Masters, not rounded copies: some weight is no bfloat16 number.
+    assert any((weight != weight.bfloat16().float()).any() for weight in weights.values())
+
+
+def test_a_batch_accumulated_in_pieces_trains_as_one_that_is_not(
+    folder: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curves = []
+    for limit in (10**6, 200):
+        monkeypatch.setattr("ilora.pretraining.PIECE_TOKENS", limit)
+        result = build_base_llm([folder], tmp_path / "llm", pretrain_steps=4, batch_size=9)
+        assert result.pretraining is not None
+        curves.append([loss for _, loss in result.pretraining.loss_curve])
+    assert result.pretraining.tokens > 4 * 2 * 200  # several pieces a step
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
 
 
 def corpus(folder: DataFolder, steps: int, batch_size: int) -> PretrainingCorpus:
