@@ -108,12 +108,13 @@ class ILoraLinear(FusedILoRALinear, BaseTunerLayer):
         name = self._active_name()
         if self.disable_adapters or name is None:
             return self.base_layer(x)
+        return self.adapt(x, self._adapter(name), gate)
+
+    def _adapter(self, name: str) -> Adapter:
         config = self.adapter_configs[name]
         dropout_p = config.lora_dropout if self.training else 0.0
-        adapter = Adapter(
-            self.lora_A[name], self.lora_B[name], config.num_experts, _scaling(config), dropout_p
-        )
-        return self.adapt(x, adapter, gate)
+        lora_A, lora_B = self.lora_A[name], self.lora_B[name]
+        return Adapter(lora_A, lora_B, config.num_experts, _scaling(config), dropout_p)
 
     def _active_name(self) -> str | None:
         present = [name for name in self.active_adapters if name in self.adapter_configs]
@@ -135,8 +136,7 @@ class ILoraLinear(FusedILoRALinear, BaseTunerLayer):
             raise ValueError(
                 "No adapter is active, so there is nothing to merge; call set_adapter."
             )
-        scaling = _scaling(self.adapter_configs[name])
-        return merged_linear(self.base_layer, self.lora_A[name], self.lora_B[name], gate, scaling)
+        return merged_linear(self.base_layer, self._adapter(name), gate)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refuse: see :func:`_refuse_merging`."""
@@ -225,7 +225,8 @@ class ILoraModel(BaseTuner):
         self, gates: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Iterator[None]:
         if gates is not None and gates.ndim > 1:
-            inputs = [*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")]
+            names = ("input_ids", "inputs", "inputs_embeds")
+            inputs = [*args[:1], *(kwargs.get(name) for name in names)]
             batch_sizes = [len(i) for i in inputs if isinstance(i, Tensor)]
             if batch_sizes and gates.shape[0] != batch_sizes[0]:
                 raise ValueError(

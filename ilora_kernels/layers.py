@@ -19,7 +19,7 @@ SCALING_CONVENTIONS = ("expert", "total")
 class _Mixture(NamedTuple):
     gate: Tensor
     cu_seqlens: Tensor | None
-    recomputing: bool
+    backward_pass: int  # the one that set it, so that another one's recomputation never takes it
 
 
 class InstanceGates:
@@ -42,13 +42,15 @@ class InstanceGates:
 
     def __init__(self) -> None:
         self._mixture: _Mixture | None = None
-        self._repeated: dict[int, Tensor] = {}
 
     @contextmanager
     def set(self, gate: Tensor, *, cu_seqlens: Tensor | None = None) -> Iterator[None]:
         """Let the layers use ``gate`` inside the block; ``cu_seqlens`` as in ``gated_lora``."""
-        with self._holding(_Mixture(gate, cu_seqlens, recomputing=False)):
+        before, self._mixture = self._mixture, _Mixture(gate, cu_seqlens, _backward_pass())
+        try:
             yield
+        finally:
+            self._mixture = before
 
     def checkpoint_contexts(
         self,
@@ -56,52 +58,31 @@ class InstanceGates:
         """The ``context_fn`` of ``torch.utils.checkpoint``: recompute with this pass's gates."""
         if self._mixture is None:
             return nullcontext(), nullcontext()
-        return nullcontext(), self._holding(self._mixture._replace(recomputing=True))
+        return nullcontext(), _Recomputation(self, self._mixture)
 
-    @contextmanager
-    def _holding(self, mixture: _Mixture) -> Iterator[None]:
-        before = self._mixture, self._repeated
-        self._mixture, self._repeated = mixture, {}
-        try:
-            yield
-        finally:
-            self._mixture, self._repeated = before
-
-    def for_input(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the gate for ``x`` and its ``cu_seqlens``.
+    def for_input(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return ``x`` with its rows as the gate governs them, the gate, and ``cu_seqlens``.
 
         Raises:
             RuntimeError: no gates are set, or a layer runs again in a backward pass without them.
             ValueError: the rows of ``x`` are not a multiple of the instances.
         """
-        if self._mixture is None:
+        mixture = self._mixture
+        if mixture is None:
             raise RuntimeError(
                 "No gates are set, so this layer does not know whose mixture of experts to apply; "
                 "call the model inside `with gates.set(gate):`, or the layer with gate=."
             )
-        gate, cu_seqlens, recomputing = self._mixture
-        if not recomputing and _in_backward():
+        if not torch.compiler.is_compiling() and mixture.backward_pass != _backward_pass():
             raise RuntimeError(
                 "A layer runs again in the backward pass without the gates of its forward pass; "
                 "checkpoint with use_reentrant=False and context_fn=gates.checkpoint_contexts "
                 "(use_reentrant=True is not supported, because it loses the gates' gradient)."
             )
-        if gate.ndim != 2 or cu_seqlens is not None:
-            return gate, cu_seqlens
-        return self._repeat_to(gate, x.shape[0]), None
-
-    def _repeat_to(self, gate: Tensor, num_rows: int) -> Tensor:
-        num_instances = gate.shape[0]
-        if num_rows == num_instances:
-            return gate
-        if num_instances == 0 or num_rows % num_instances:
-            raise ValueError(
-                f"{num_instances} gates are set, but {num_rows} rows arrive; there must be one gate "
-                "an instance (or its beams)."
-            )
-        if num_rows not in self._repeated:
-            self._repeated[num_rows] = gate.repeat_interleave(num_rows // num_instances, dim=0)
-        return self._repeated[num_rows]
+        gate, cu_seqlens = mixture.gate, mixture.cu_seqlens
+        if cu_seqlens is not None:
+            return x.flatten(0, -2), gate, cu_seqlens
+        return (_grouped(x, gate.shape[0]) if gate.ndim == 2 else x), gate, None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> InstanceGates:
         return memo.setdefault(id(self), InstanceGates())  # a copied model starts with no batch
@@ -110,8 +91,38 @@ class InstanceGates:
         return InstanceGates, ()
 
 
-def _in_backward() -> bool:
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+class _Recomputation:
+    """Holds one forward pass's gates; enterable again, as two backward passes recompute twice."""
+
+    def __init__(self, gates: InstanceGates, mixture: _Mixture) -> None:
+        self._gates = gates
+        self._mixture = mixture
+        self._before: list[_Mixture | None] = []
+
+    def __enter__(self) -> None:
+        self._before.append(self._gates._mixture)
+        self._gates._mixture = self._mixture._replace(backward_pass=_backward_pass())
+
+    def __exit__(self, *_: object) -> None:
+        self._gates._mixture = self._before.pop()
+
+
+def _backward_pass() -> int:
+    """The number of the backward pass that is running here, -1 outside of one."""
+    return -1 if torch.compiler.is_compiling() else torch._C._current_graph_task_id()
+
+
+def _grouped(x: Tensor, num_instances: int) -> Tensor:
+    """Bring beams under their instance: ``[B · beams, S, d_in] -> [B, beams · S, d_in]``."""
+    num_rows = x.shape[0]
+    if num_rows == num_instances:
+        return x
+    if num_instances == 0 or num_rows % num_instances:
+        raise ValueError(
+            f"{num_instances} gates are set, but {num_rows} rows arrive; there must be one gate "
+            "an instance (or its beams)."
+        )
+    return x.unflatten(0, (num_instances, num_rows // num_instances)).flatten(1, -2)
 
 
 class Adapter(NamedTuple):
@@ -177,28 +188,30 @@ class FusedILoRALinear(nn.Module):
 
     def adapt(self, x: Tensor, adapter: Adapter, gate: Tensor | None) -> Tensor:
         """The layer with the adapter that is handed in; a tuner that has several calls this."""
-        packed = None
+        rows, packed = x, None
         if gate is None:
             if self.gates is None:
                 raise RuntimeError(
                     "This layer has no gates; call it with gate=, or build it with gates=."
                 )
-            gate, packed = self.gates.for_input(x)
-        if gate.shape[-1] != adapter.num_experts:
+            rows, gate, packed = self.gates.for_input(x)
+        if gate.ndim == 0 or gate.shape[-1] != adapter.num_experts:
             raise ValueError(
                 f"gate has shape {list(gate.shape)}, but this layer has {adapter.num_experts} experts; "
                 "its last dimension must be their number."
             )
-        shape = x.shape[:-1]
-        if packed is not None or x.ndim > 3 or gate.ndim > x.ndim:  # one row a token
-            x = x.flatten(0, -2)
+        if gate.ndim == 2 and rows.ndim > 3:  # an instance may have any shape of tokens
+            rows = rows.flatten(1, -2)
+        elif rows.ndim > 3 or gate.ndim > rows.ndim:
+            rows = rows.flatten(0, -2)
             gate = gate.flatten(0, -2) if gate.ndim > 2 else gate
-        return self._adapted(x, adapter, gate, packed).reshape(*shape, self.out_features)
+        return self._adapted(x, rows, adapter, gate, packed).reshape(
+            *x.shape[:-1], self.out_features
+        )
 
     def _adapted(
-        self, x: Tensor, adapter: Adapter, gate: Tensor, cu_seqlens: Tensor | None
+        self, x: Tensor, rows: Tensor, adapter: Adapter, gate: Tensor, cu_seqlens: Tensor | None
     ) -> Tensor:
-        lora_A, lora_B = adapter.lora_A.to(x.dtype), adapter.lora_B.to(x.dtype)
         options: dict[str, Any] = {
             "scaling": adapter.scaling,
             "dropout_p": adapter.dropout_p,
@@ -206,10 +219,14 @@ class FusedILoRALinear(nn.Module):
         }
         layer = self.base_layer
         if is_plain_linear(layer):
-            return gated_lora_linear(x, layer.weight, layer.bias, lora_A, lora_B, gate, **options)
+            lora_A, lora_B = adapter.lora_A.to(x.dtype), adapter.lora_B.to(x.dtype)
+            return gated_lora_linear(
+                rows, layer.weight, layer.bias, lora_A, lora_B, gate, **options
+            )
         base = layer(x)
-        lora_A, lora_B = lora_A.to(base.dtype), lora_B.to(base.dtype)
-        return gated_lora_onto(base, x.to(base.dtype), lora_A, lora_B, gate, **options)
+        lora_A, lora_B = adapter.lora_A.to(base.dtype), adapter.lora_B.to(base.dtype)
+        base = base.reshape(*rows.shape[:-1], self.out_features)
+        return gated_lora_onto(base, rows.to(base.dtype), lora_A, lora_B, gate, **options)
 
     def merged(self, gate: Tensor | None = None) -> nn.Linear:
         """Return the plain ``nn.Linear`` of one fixed user: ``W + s · B diag(gate) A``.
@@ -218,10 +235,12 @@ class FusedILoRALinear(nn.Module):
             gate: ``[K]``, that user's mixture.
 
         Raises:
-            ValueError: no gate, or one of several instances, for which no single weight exists.
+            ValueError: no gate, one of several instances, for which no single weight exists, or
+                one of another number of experts.
             TypeError: the base layer is not a plain ``nn.Linear``.
         """
-        return merged_linear(self.base_layer, self.lora_A, self.lora_B, gate, self.scaling)
+        adapter = Adapter(self.lora_A, self.lora_B, self.num_experts, self.scaling, 0.0)
+        return merged_linear(self.base_layer, adapter, gate)
 
     def extra_repr(self) -> str:
         return (
@@ -268,26 +287,25 @@ def new_adapter(base_layer: nn.Module, rank: int) -> tuple[nn.Parameter, nn.Para
     return lora_A, nn.Parameter(torch.zeros(d_out, rank, **options))
 
 
-def merged_linear(
-    base_layer: nn.Module, lora_A: Tensor, lora_B: Tensor, gate: Tensor | None, scaling: float
-) -> nn.Linear:
+def merged_linear(base_layer: nn.Module, adapter: Adapter, gate: Tensor | None) -> nn.Linear:
     """See :meth:`FusedILoRALinear.merged`."""
-    if gate is None or gate.squeeze(0).ndim != 1:
+    num_experts = adapter.num_experts
+    if gate is None or gate.shape not in ((num_experts,), (1, num_experts)):
         got = "missing" if gate is None else f"of shape {list(gate.shape)}"
         raise ValueError(
-            f"gate is {got}; merging needs the one mixture [K] of one user, because every user has "
-            "a weight of his own."
+            f"gate is {got}; merging needs the one mixture [{num_experts}] of one user, because "
+            "every user has a weight of his own."
         )
     if not is_plain_linear(base_layer):
         raise TypeError(
             f"base_layer is a {type(base_layer).__name__}; only a plain nn.Linear can be merged."
         )
     weight = base_layer.weight
-    per_rank = (
-        gate.squeeze(0).to(weight.device).repeat_interleave(lora_A.shape[0] // gate.shape[-1])
-    )
     wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    update = (lora_B.to(wide) * (scaling * per_rank.to(wide))) @ lora_A.to(wide)  # [d_out, d_in]
+    lora_A, lora_B = adapter.lora_A.detach().to(wide), adapter.lora_B.detach().to(wide)
+    scaled = adapter.scaling * gate.detach().to(weight.device, wide).reshape(num_experts)
+    per_rank = scaled.repeat_interleave(lora_A.shape[0] // num_experts)  # [R]
+    update = (lora_B * per_rank) @ lora_A  # [d_out, d_in]
     d_out, d_in = weight.shape
     merged = nn.Linear(d_in, d_out, base_layer.bias is not None, weight.device, weight.dtype)
     with torch.no_grad():
@@ -299,5 +317,11 @@ def merged_linear(
 
 def is_plain_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether reading the weight is the same as calling the layer: no subclass, hook or offload."""
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+    hooked = (
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+        or "forward" in vars(layer)
+    )
     return type(layer) is nn.Linear and not hooked
