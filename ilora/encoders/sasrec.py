@@ -41,7 +41,7 @@ class SASRec(SequenceEncoder):
         *,
         num_blocks: int = 2,
         num_heads: int = 2,
-        dropout: float = 0.2,
+        dropout: float = 0.3,
     ) -> None:
         options = {"num_blocks": num_blocks, "num_heads": num_heads, "dropout": dropout}
         super().__init__(num_items, hidden_size, window, options)

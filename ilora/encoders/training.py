@@ -38,8 +38,9 @@ class EncoderTraining:
     Attributes:
         learning_rate: Adam's, constant.
         batch_size: about so many targets a step.
-        targets_per_window: at most so many targets share one window; 1 gives each its whole history
-            at ten times the work. See `ilora.encoders.windows`.
+        targets_per_window: at most so many targets share one window of the encoder. 1 gives every
+            target its whole history; 5, half a window, at least 6 of its 10 items for a fifth of
+            the work. See `ilora.encoders.windows`.
         weight_decay: decoupled (AdamW), on every parameter; 0 is plain Adam.
         max_epochs: at most so many passes over the training rows.
         patience: stop after so many epochs without a better validation NDCG.
@@ -49,8 +50,8 @@ class EncoderTraining:
 
     learning_rate: float = 1e-3
     batch_size: int = 256
-    targets_per_window: int = 10
-    weight_decay: float = 0.0
+    targets_per_window: int = 5
+    weight_decay: float = 0.1
     max_epochs: int = 60
     patience: int = 8
     min_history: int = 3

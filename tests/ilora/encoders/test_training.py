@@ -194,6 +194,27 @@ def test_a_training_option_out_of_range_is_named(option: dict[str, float]) -> No
         EncoderTraining(**option)  # type: ignore[arg-type]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_learns_like_the_cpu_and_its_encoder_comes_back_on_the_cpu(
+    small_folder: DataFolder, tmp_path: Path
+) -> None:
+    options = {**SMALL, "dropout": 0.0}  # dropout draws differ between devices
+    curves = []
+    for device in ("cpu", "cuda"):
+        result = train_encoder(
+            small_folder,
+            tmp_path / device,
+            hidden_size=16,
+            options=options,
+            training=QUICK,
+            device=device,
+        )
+        assert result.encoder.item_embeddings.weight.device.type == "cpu"
+        curves.append([point["loss"] for point in result.metrics["curve"]])
+    assert curves[1] == pytest.approx(curves[0], rel=1e-3)
+
+
 @pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99"])
 def test_a_device_that_is_not_here_is_refused(
     small_folder: DataFolder, tmp_path: Path, device: str
