@@ -96,6 +96,7 @@ def build_base_llm(
     batch_size: int | None = None,
     learning_rate: float | None = None,
     answer_weight: float = 0.5,
+    ramp: float = 0.7,
     max_minutes: float | None = None,
     device: str | torch.device | None = None,
     bf16: bool | None = None,
@@ -113,7 +114,7 @@ def build_base_llm(
         seed: of the weights and of the pre-training's draws.
         pretrain_steps: optimiser steps; 0 leaves the weights as initialised.
         batch_size, learning_rate: of the pre-training; None takes the preset's.
-        answer_weight, max_minutes, bf16: see :class:`ilora.pretraining.PretrainingOptions`.
+        answer_weight, ramp, max_minutes, bf16: see :class:`ilora.pretraining.PretrainingOptions`.
         device: where to train; None takes CUDA if there is one.
         num_workers: processes that encode prompts; None takes up to eight beside a GPU and none on a
             CPU, whose cores the training itself needs.
@@ -136,6 +137,7 @@ def build_base_llm(
             batch_size=shape.batch_size if batch_size is None else batch_size,
             learning_rate=shape.learning_rate if learning_rate is None else learning_rate,
             answer_weight=answer_weight,
+            ramp=ramp,
             max_minutes=max_minutes,
             num_workers=_workers(place) if num_workers is None else num_workers,
             bf16=bf16,

@@ -9,6 +9,10 @@ three or four are the answer. So the mean over all tokens, which teaches the tit
 histories, what follows what, and the mean over the answers, which teaches to choose one of the
 candidates and to copy it, are averaged with equal weight.
 
+**The ramp.** To find the answer a model has to look a title up among twenty, and a young one has
+nothing to go by: shown full prompts at once, the answer's loss stays for hundreds of steps at that
+of a random choice. With three candidates the same step is easy, so prompts begin short and grow.
+
 **Throughput.** Worker processes encode a chunk of several batches at once, sort it by length and cut
 it, so that little padding is computed; right padding under a causal mask needs no mask at all, so
 attention takes its fastest path; a batch that would not fit in memory is accumulated in equal
@@ -42,6 +46,7 @@ from ilora.errors import InputError
 BATCHES_PER_CHUNK = 8  # enough to sort: 4 % of the positions are padding; few enough to start soon
 PIECE_TOKENS = 65_536  # 29 GiB of activations and logits in a 59 M Llama; smaller is launch-bound
 LOSS_POINTS = 200
+WORDING_TITLES = 8  # the words around the lists cost about as many tokens as this many titles
 FINAL_LEARNING_RATE = 0.1  # of the highest
 
 
@@ -51,11 +56,13 @@ class PretrainingOptions:
 
     Attributes:
         steps: optimiser steps.
-        batch_size: prompts a step.
+        batch_size: full-length prompts a step; of shorter ones accordingly more.
         learning_rate: the highest; linear warm-up to it, cosine down to a tenth of it.
         warmup: share of the training in which the learning rate rises.
         weight_decay: AdamW's, for matrices only.
         answer_weight: share of the loss that the answers have; 0 is the plain mean over tokens.
+        ramp: share of the training over which prompts grow to their full length; 0 shows full
+            ones from the start.
         max_minutes: stop by then. The learning rate follows whichever of steps and time is
             further on, so a run cut by time still ends on a low rate; it is then no longer
             reproducible to the bit.
@@ -70,6 +77,7 @@ class PretrainingOptions:
     warmup: float = 0.05
     weight_decay: float = 0.1
     answer_weight: float = 0.5
+    ramp: float = 0.7
     max_minutes: float | None = None
     num_workers: int = 0
     bf16: bool | None = None
@@ -79,7 +87,7 @@ class PretrainingOptions:
         for name in ("steps", "batch_size", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise InputError(f"{name}: {getattr(self, name)} is too small; give more than 0")
-        for name in ("warmup", "answer_weight"):
+        for name in ("warmup", "answer_weight", "ramp"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}: {getattr(self, name)} is no share; give 0 to 1")
         if self.max_minutes is not None and self.max_minutes <= 0:
@@ -96,55 +104,88 @@ class PretrainingResult:
     loss_curve: list[tuple[int, float]] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class PromptLength:
+    """How much the prompts of a chunk show, and how many of them make a batch."""
+
+    num_candidates: int
+    max_history: int
+    batch_size: int
+
+
+def prompt_length(done: float, full: PromptLength, ramp: float) -> PromptLength:
+    """The prompts at a share ``done`` of the training, for full prompts from ``ramp`` on.
+
+    Candidates grow linearly from 3 and histories from 2; the batch shrinks so that its tokens
+    stay about the same.
+    """
+    grown = 1.0 if ramp == 0 else min(1.0, done / ramp)
+    candidates = round(min(3, full.num_candidates) * (1 - grown) + full.num_candidates * grown)
+    history = round(min(2, full.max_history) * (1 - grown) + full.max_history * grown)
+    longest = full.num_candidates + full.max_history + WORDING_TITLES
+    ratio = longest / (candidates + history + WORDING_TITLES)
+    return PromptLength(candidates, history, round(full.batch_size * ratio))
+
+
 class PretrainingCorpus(Dataset[list[Batch]]):
     """All batches of a pre-training run; item ``i`` is a chunk of up to 8 of them.
 
     Rows of all data sets are mixed and visited in a new order every epoch, with new negatives
-    and wordings. Item ``i`` depends on the arguments and ``i`` alone, never on what was read
-    before it, so that any number of workers gives the same run.
+    and wordings; prompts grow as :func:`prompt_length` says. Item ``i`` depends on the arguments
+    and ``i`` alone, never on what was read before it, so that any number of workers gives the
+    same run.
     """
 
     def __init__(
         self,
         datasets: Sequence[RecommendationDataset],
         collator: Collator,
-        *,
-        steps: int,
-        batch_size: int,
-        seed: int,
+        options: PretrainingOptions,
     ) -> None:
         self._datasets = list(datasets)
         self._collator = collator
-        self._num_examples = steps * batch_size
-        self._batch_size = batch_size
-        self._seed = seed
-        self._starts = np.cumsum([0, *(len(dataset) for dataset in datasets)])
+        self._seed = options.seed
+        self._first_rows = np.cumsum([0, *(len(dataset) for dataset in datasets)])
         self._order: tuple[int, np.ndarray] | None = None
+        full = PromptLength(
+            max(dataset.num_candidates for dataset in datasets),
+            max(dataset.builder.window for dataset in datasets),
+            options.batch_size,
+        )
+        starts = range(0, options.steps, BATCHES_PER_CHUNK)
+        self._lengths = [prompt_length(s / options.steps, full, options.ramp) for s in starts]
+        self._batches = [min(BATCHES_PER_CHUNK, options.steps - start) for start in starts]
+        sizes = [n * p.batch_size for n, p in zip(self._batches, self._lengths, strict=True)]
+        self._first_examples = np.cumsum([0, *sizes]).tolist()
 
     def __len__(self) -> int:
-        return math.ceil(self._num_examples / (self._batch_size * BATCHES_PER_CHUNK))
+        return len(self._lengths)
 
     def __getitem__(self, index: int) -> list[Batch]:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        first = index * self._batch_size * BATCHES_PER_CHUNK
-        last = min(first + self._batch_size * BATCHES_PER_CHUNK, self._num_examples)
-        examples = [self._example(number) for number in range(first, last)]
+        length = self._lengths[index]
+        numbers = range(self._first_examples[index], self._first_examples[index + 1])
+        examples = [self._example(number, length) for number in numbers]
         examples.sort(key=lambda example: len(example.input_ids))
-        starts = np.arange(0, len(examples), self._batch_size)
+        starts = np.arange(0, len(examples), length.batch_size)
         np.random.default_rng((self._seed, index)).shuffle(starts)
-        return [self._collator(examples[at : at + self._batch_size]) for at in starts]
+        return [self._collator(examples[at : at + length.batch_size]) for at in starts]
 
-    def _example(self, number: int) -> Example:
-        epoch, position = divmod(number, int(self._starts[-1]))
+    def _example(self, number: int, length: PromptLength) -> Example:
+        epoch, position = divmod(number, int(self._first_rows[-1]))
         if self._order is None or self._order[0] != epoch:
             rng = np.random.default_rng((self._seed, epoch))
-            self._order = epoch, rng.permutation(int(self._starts[-1]))
+            self._order = epoch, rng.permutation(int(self._first_rows[-1]))
         row = int(self._order[1][position])
-        which = int(np.searchsorted(self._starts, row, side="right")) - 1
+        which = int(np.searchsorted(self._first_rows, row, side="right")) - 1
         dataset = self._datasets[which]
         dataset.set_epoch(epoch)
-        return dataset[row - int(self._starts[which])]
+        return dataset.short_example(
+            row - int(self._first_rows[which]),
+            min(length.num_candidates, dataset.num_candidates),
+            length.max_history,
+        )
 
 
 def pretrain(
@@ -161,13 +202,7 @@ def pretrain(
         collator: one that pads on the right.
         options: steps, learning rate and so on.
     """
-    corpus = PretrainingCorpus(
-        datasets,
-        collator,
-        steps=options.steps,
-        batch_size=options.batch_size,
-        seed=options.seed,
-    )
+    corpus = PretrainingCorpus(datasets, collator, options)
     if options.num_workers:
         # The tokenizer's threads do not survive the fork into workers; silent unless told first.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

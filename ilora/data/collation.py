@@ -98,17 +98,24 @@ class RecommendationDataset(Dataset[Example]):
         if split != "train":
             lists = folder.candidates(split)
             self._frozen = [lists[number] for number in self._numbers]
-        self._negatives = NegativeSampler(folder.catalog, count - 1)
+        self._negatives = NegativeSampler(folder.catalog)
+        self.num_candidates = count
         self._seed = seed
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
-        if self._frozen is not None:
-            return self._encode(index, self._frozen[index], wording=0)
-        candidates, wording = self._draw(index)
-        return self._encode(index, candidates, wording)
+        if self._frozen is None:
+            return self.short_example(index, self.num_candidates, self.builder.window)
+        return self._encode(self.rows[index], self._frozen[index], wording=0)
+
+    def short_example(self, index: int, num_candidates: int, max_history: int) -> Example:
+        """A row as in training, with fewer drawn candidates and only its latest history items."""
+        candidates, wording = self._draw(index, num_candidates)
+        row = self.rows[index]
+        shown = row.history[max(0, len(row.history) - max_history) :]
+        return self._encode(Row(row.user, shown, row.target), candidates, wording)
 
     def set_epoch(self, epoch: int) -> None:
         """Draw training rows anew from ``(seed, epoch, row)``; accelerate's loaders call this."""
@@ -116,37 +123,42 @@ class RecommendationDataset(Dataset[Example]):
 
     def candidates(self, index: int) -> tuple[int, ...]:
         """The candidates that row ``index`` is shown, in the prompt's order."""
-        return self._draw(index)[0] if self._frozen is None else self._frozen[index]
+        if self._frozen is not None:
+            return self._frozen[index]
+        return self._draw(index, self.num_candidates)[0]
 
-    def _encode(self, index: int, candidates: Sequence[int], wording: int) -> Example:
-        return self.builder.encode(self.rows[index], candidates, wording, answer=self.answer)
+    def _encode(self, row: Row, candidates: Sequence[int], wording: int) -> Example:
+        return self.builder.encode(row, candidates, wording, answer=self.answer)
 
-    def _draw(self, index: int) -> tuple[tuple[int, ...], int]:
+    def _draw(self, index: int, num_candidates: int) -> tuple[tuple[int, ...], int]:
         row = self.rows[index]
         rng = np.random.default_rng((self._seed, self.epoch, self._numbers[index]))
         shown = row.history[-self.builder.window :]
-        candidates = self._negatives.draw((row.target, *shown), rng)
+        candidates = self._negatives.draw((row.target, *shown), num_candidates - 1, rng)
         candidates.insert(int(rng.integers(len(candidates) + 1)), row.target)
         return tuple(candidates), int(rng.integers(WORDINGS_PER_DOMAIN))
 
 
 class NegativeSampler:
-    """Draws up to ``count`` items of distinct titles that none of some given items has."""
+    """Draws items of distinct titles, each a title that none of some given items has."""
 
-    def __init__(self, catalog: Catalog, count: int) -> None:
-        self._count = count
+    def __init__(self, catalog: Catalog) -> None:
         self._title_of: list[int] = catalog.title_groups().tolist()
         self._items_of: list[list[int]] = [[] for _ in range(max(self._title_of) + 1)]
         for item, title in enumerate(self._title_of):
             self._items_of[title].append(item)
 
-    def draw(self, excluded: Sequence[int], rng: np.random.Generator) -> list[int]:
-        """Negatives in random order; raises `InputError` where the catalogue leaves none."""
+    def draw(self, excluded: Sequence[int], count: int, rng: np.random.Generator) -> list[int]:
+        """Up to ``count`` negatives, in random order: fewer where the catalogue has no more.
+
+        Raises:
+            InputError: it leaves none at all.
+        """
         taken = {self._title_of[item] for item in excluded}
         # As many more as could fall away: one draw is always enough, without a rejection loop.
-        drawn = min(len(self._items_of), self._count + len(taken))
+        drawn = min(len(self._items_of), count + len(taken))
         titles = rng.choice(len(self._items_of), drawn, replace=False).tolist()
-        kept = [title for title in titles if title not in taken][: self._count]
+        kept = [title for title in titles if title not in taken][:count]
         if not kept:
             raise InputError(
                 f"catalog: its {len(self._title_of)} items leave no negative beside the "

@@ -22,8 +22,10 @@ from ilora.errors import InputError
 from ilora.pretraining import (
     PretrainingCorpus,
     PretrainingOptions,
+    PromptLength,
     evenly_spaced,
     greedy_hits,
+    prompt_length,
     share_done,
     token_weights,
 )
@@ -210,12 +212,13 @@ def test_a_batch_accumulated_in_pieces_trains_as_one_that_is_not(
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
 
 
-def corpus(folder: DataFolder, steps: int, batch_size: int) -> PretrainingCorpus:
+def corpus(folder: DataFolder, steps: int, batch_size: int, ramp: float = 0.0) -> PretrainingCorpus:
     tokenizer = train_tokenizer([folder], vocab_size=2048)
     builder = PromptBuilder(tokenizer, folder.catalog, folder.domain, folder.window)
     dataset = RecommendationDataset(folder, "train", builder)
     collator = Collator(tokenizer, len(folder.catalog), folder.window)
-    return PretrainingCorpus([dataset], collator, steps=steps, batch_size=batch_size, seed=0)
+    options = PretrainingOptions(steps, batch_size, learning_rate=1.0, ramp=ramp)
+    return PretrainingCorpus([dataset], collator, options)
 
 
 def test_the_corpus_has_as_many_batches_as_steps_and_each_is_full(folder: DataFolder) -> None:
@@ -224,15 +227,38 @@ def test_the_corpus_has_as_many_batches_as_steps_and_each_is_full(folder: DataFo
     assert sizes == [4] * 19
 
 
+def test_prompts_grow_over_the_ramp_while_the_tokens_of_a_batch_stay_alike(
+    folder: DataFolder,
+) -> None:
+    chunks = list(corpus(folder, steps=80, batch_size=16, ramp=0.5))
+    assert len(chunks) == 10
+    prompts = [[len(batch["input_ids"]) for batch in chunk] for chunk in chunks]
+    tokens = [float(sum(b["attention_mask"].sum() for b in chunk)) / 8 for chunk in chunks]
+    longest = [max(b["input_ids"].shape[1] for b in chunk) for chunk in chunks]
+    assert {len(set(sizes)) for sizes in prompts} == {1}
+    assert prompts[0][0] > 1.2 * prompts[-1][0] == 1.2 * 16
+    assert longest[0] < 0.8 * longest[-1]
+    assert max(tokens) < 1.5 * min(tokens)
+
+
+def test_prompts_are_full_from_the_end_of_the_ramp_on_and_always_without_one() -> None:
+    full = PromptLength(num_candidates=20, max_history=10, batch_size=32)
+    assert prompt_length(0.0, full, ramp=0.7) == PromptLength(3, 2, 94)
+    assert prompt_length(0.35, full, ramp=0.7) == PromptLength(12, 6, 47)
+    assert prompt_length(0.7, full, ramp=0.7) == full == prompt_length(0.0, full, ramp=0.0)
+
+
 def test_an_epoch_of_the_corpus_shows_every_row_once_and_the_next_in_new_words(
     folder: DataFolder,
 ) -> None:
     rows = [row for row in folder.rows("train") if row.history]
-    chunks = corpus(folder, steps=2, batch_size=len(rows))
-    (epochs,) = [[batch["input_ids"] for batch in chunk] for chunk in chunks]
-    shown = [sorted(tuple(row) for row in epoch.tolist()) for epoch in epochs]
-    assert len(shown[0]) == len(rows)
-    assert shown[0] != shown[1]
+    (batches,) = corpus(folder, steps=2, batch_size=len(rows))
+    # Sorting by length mixes the two epochs of one chunk: together they show every row twice.
+    histories = [tuple(row) for batch in batches for row in batch["histories"].tolist()]
+    expected = [(len(folder.catalog),) * (10 - len(r.history)) + r.history for r in rows]
+    assert sorted(histories) == sorted([*expected, *expected])
+    prompts = {tuple(row) for batch in batches for row in batch["input_ids"].tolist()}
+    assert len(prompts) > 1.5 * len(rows)
 
 
 def test_a_chunk_depends_on_its_number_and_not_on_what_was_read_before(folder: DataFolder) -> None:
@@ -281,6 +307,7 @@ def test_an_earlier_base_model_is_replaced(folder: DataFolder, tmp_path: Path) -
         ({"pretrain_steps": 1, "batch_size": 0}, "batch_size: 0"),
         ({"pretrain_steps": 1, "learning_rate": 0.0}, "learning_rate: 0.0"),
         ({"pretrain_steps": 1, "answer_weight": 1.5}, "answer_weight: 1.5"),
+        ({"pretrain_steps": 1, "ramp": -0.1}, "ramp: -0.1"),
         ({"pretrain_steps": 1, "max_minutes": 0}, "max_minutes: 0"),
     ],
 )

@@ -95,6 +95,21 @@ def test_the_target_takes_every_place_and_rows_get_every_wording(
     assert len({dataset[i].input_ids[0] for i in numbers}) == 3
 
 
+def test_a_short_example_shows_fewer_candidates_and_the_latest_of_the_history(
+    folder: DataFolder, builder: PromptBuilder
+) -> None:
+    dataset = RecommendationDataset(folder, "train", builder)
+    places = set()
+    for index, row in enumerate(dataset.rows):
+        example = dataset.short_example(index, 3, 2)
+        items = [item for item in example.item_ids if item >= 0]
+        assert example.history == row.history[-2:]
+        assert items[:-3] == list(example.history)
+        places.add(items[-3:].index(row.target))
+    assert places == {0, 1, 2}
+    assert dataset.short_example(4, 20, 10) == dataset[4]
+
+
 def test_evaluation_rows_show_the_frozen_candidates_in_the_first_wording(
     folder: DataFolder, builder: PromptBuilder
 ) -> None:
@@ -139,9 +154,9 @@ def test_one_candidate_is_refused(folder: DataFolder, builder: PromptBuilder) ->
 
 
 def test_negatives_are_uniform_over_the_titles_that_are_left() -> None:
-    sampler = NegativeSampler(Catalog(("a", "b", "c", "d", "A")), 2)
+    sampler = NegativeSampler(Catalog(("a", "b", "c", "d", "A")))
     rng = np.random.default_rng(0)
-    drawn = [item for _ in range(3000) for item in sampler.draw((1,), rng)]
+    drawn = [item for _ in range(3000) for item in sampler.draw((1,), 2, rng)]
     counts = np.bincount(drawn, minlength=5)
     assert counts[1] == 0
     # Titles a, c, d: 2000 each, ± 4 standard deviations of the binomial; a's two items share.
@@ -151,11 +166,11 @@ def test_negatives_are_uniform_over_the_titles_that_are_left() -> None:
 
 
 def test_a_small_catalogue_gives_a_shorter_list_and_an_exhausted_one_is_refused() -> None:
-    sampler = NegativeSampler(Catalog(("a", "b", "c")), 19)
+    sampler = NegativeSampler(Catalog(("a", "b", "c")))
     rng = np.random.default_rng(0)
-    assert sorted(sampler.draw((1,), rng)) == [0, 2]
+    assert sorted(sampler.draw((1,), 19, rng)) == [0, 2]
     with pytest.raises(InputError, match="3 items leave no negative"):
-        sampler.draw((0, 1, 2), rng)
+        sampler.draw((0, 1, 2), 19, rng)
 
 
 def unpadded(batch: Batch, name: str) -> list[list[int]]:
