@@ -28,7 +28,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside ``path``; it takes ``path``'s place if the block succeeds.
 
-    A folder already at ``path`` is kept until the new one is complete.
+    A folder already at ``path`` is kept until the new one is complete, and comes back if it cannot
+    be replaced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -41,19 +42,23 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 _flush_to_disk(file)
         if path.exists():
+            shutil.rmtree(replaced, ignore_errors=True)  # of a killed process with our number
             path.rename(replaced)
-        partial.rename(path)
+        try:
+            partial.rename(path)
+        except BaseException:
+            if replaced.exists():
+                replaced.rename(path)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented UTF-8 JSON, atomically."""
     with atomic_file(path) as partial:
-        partial.write_text(
-            json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _flush_to_disk(path: Path) -> None:
