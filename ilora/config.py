@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ilora.errors import InputError
+from ilora.files import atomic_file
 
 
 class Settings(BaseModel):
@@ -111,9 +112,10 @@ def read_settings(file: Path | None, changes: dict[str, Any]) -> RunSettings:
 
 
 def write_settings(settings: BaseModel, file: Path) -> None:
-    """Write settings as YAML."""
+    """Write settings as YAML, atomically."""
     text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    file.write_text(text, encoding="utf-8")
+    with atomic_file(file) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -146,4 +148,6 @@ def _sentence(error: ValidationError, source: str) -> str:
     if first["type"] == "missing":
         return f"config: {key} is missing; give --{key} or set it in a --config file"
     message = first["msg"].removeprefix("Value error, ")
+    if isinstance(first["input"], dict):  # values that do not fit one another: the message has them
+        return f"config: {key} in {source}: {message}"
     return f"config: {key} in {source} is {first['input']!r}: {message}"
