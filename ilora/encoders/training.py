@@ -53,7 +53,7 @@ class EncoderTraining:
     targets_per_window: int = 5
     weight_decay: float = 0.1
     max_epochs: int = 60
-    patience: int = 8
+    patience: int = 10
     min_history: int = 3
 
     def __post_init__(self) -> None:
@@ -247,7 +247,7 @@ def _fit(
             if ndcg > best:
                 best, best_epoch = ndcg, epoch
                 best_state = copy.deepcopy(encoder.state_dict())
-            note = f"loss {loss:.3f}  validation NDCG {ndcg:.3f}  best {best:.3f}"
+            note = f"loss {loss:.2f}, NDCG {ndcg:.3f}, best {best:.3f}"
             bar.update(task, advance=1, note=note)
             if epoch - best_epoch >= training.patience:
                 break
@@ -289,9 +289,9 @@ def _train_epoch(
 def _progress_bar() -> Progress:
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=12),
         MofNCompleteColumn(),
-        TextColumn("epochs  {task.fields[note]}"),
+        TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
