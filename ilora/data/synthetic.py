@@ -66,7 +66,7 @@ class GroupRules:
 
     Attributes:
         next_mood: `[groups, moods]`, the mood that follows each mood; in every column all entries
-            differ.
+            differ (with a shared habit, all are equal).
         favourite: `[groups]`, the kind that the group's taste is for, another for each group.
     """
 
@@ -84,6 +84,7 @@ def build_synthetic(
     noise: float = 0.08,
     taste: float = 0.7,
     lengths: tuple[int, int] = (10, 16),
+    shared_habit: bool = False,
     name: str = "synthetic",
     overwrite: bool = False,
 ) -> DataFolder:
@@ -103,6 +104,8 @@ def build_synthetic(
         noise: probability that a mood is drawn at random, in `[0, 1)`.
         taste: probability that a thing is of the favourite kind for sure, in `[0, 1]`.
         lengths: shortest and longest sequence; every length between is equally likely.
+        shared_habit: give all groups the same step along the ring, tastes still differing: the
+            control in which one rule fits everybody and one shared adapter has nothing to lose.
         name: the data set's name in `dataset.json`.
         overwrite: replace a data folder at `out`.
 
@@ -111,7 +114,7 @@ def build_synthetic(
     """
     _check(num_users, num_items, num_groups, noise, taste, lengths)
     rng = np.random.default_rng(seed)
-    rules = draw_rules(num_items // num_groups, num_groups, rng)
+    rules = draw_rules(num_items // num_groups, num_groups, rng, shared_habit=shared_habit)
     groups = rng.permutation(np.arange(num_users) % num_groups)
     sequences = [
         UserSequence(user, _walk(rules, group, noise, taste, lengths, rng))
@@ -134,6 +137,7 @@ def build_synthetic(
                 "noise": noise,
                 "taste": taste,
                 "lengths": list(lengths),
+                "shared_habit": shared_habit,
                 "next_mood": rules.next_mood.tolist(),
                 "favourite_kind": rules.favourite.tolist(),
             }
@@ -157,12 +161,16 @@ def synthetic_catalog(num_items: int, num_groups: int) -> Catalog:
     return Catalog(tuple(titles))
 
 
-def draw_rules(num_moods: int, num_groups: int, rng: np.random.Generator) -> GroupRules:
-    """Draw the ring, each group's step along it, and its favourite kind.
+def draw_rules(
+    num_moods: int, num_groups: int, rng: np.random.Generator, *, shared_habit: bool = False
+) -> GroupRules:
+    """Draw the ring, each group's step along it (or one for all), and its favourite kind.
 
     Steps have no divisor in common with `num_moods`, so every group comes by every mood.
     """
     steps = rng.permutation(_possible_steps(num_moods))[:num_groups]
+    if shared_habit:
+        steps = np.repeat(steps[:1], num_groups)
     ring = rng.permutation(num_moods)
     next_mood = np.empty((num_groups, num_moods), dtype=np.int64)
     for group, step in enumerate(steps):

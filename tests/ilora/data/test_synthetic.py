@@ -152,6 +152,18 @@ def test_one_rule_for_all_users_must_compromise(folder: DataFolder) -> None:
     assert seen.max(1).sum() / seen.sum() < 1.3 / NUM_GROUPS
 
 
+def test_a_shared_habit_is_one_rule_for_all_whose_tastes_still_differ(tmp_path: Path) -> None:
+    folder = build_synthetic(tmp_path / "data", num_users=60, noise=0, shared_habit=True)
+    rules = folder.info["synthetic"]
+    assert len({tuple(following) for following in rules["next_mood"]}) == 1
+    assert sorted(rules["favourite_kind"]) == list(range(NUM_GROUPS))
+    after: dict[int, set[int]] = {}
+    for _, items in histories(folder):
+        for one, following in itertools.pairwise(items):
+            after.setdefault(one // NUM_GROUPS, set()).add(following // NUM_GROUPS)
+    assert {len(found) for found in after.values()} == {1}
+
+
 def test_the_target_stands_at_every_place_among_the_candidates(folder: DataFolder) -> None:
     places = Counter(candidates.index(row.target) for row, candidates in folder.ranked_rows("test"))
     assert len(places) == folder.num_candidates == 20
