@@ -59,6 +59,8 @@ KINDS = {
     "times": ("April", "Autumn", "Evening", "Midnight", "Sunday", "Winter"),
 }
 
+STREAM = 0x5E9  # keeps these draws apart from the split's and the candidates' of the same seed
+
 
 @dataclass(frozen=True, slots=True)
 class GroupRules:
@@ -102,7 +104,7 @@ def build_synthetic(
             same titles: a language model pre-trained in one has read the words but not the rules
             of the other.
         noise: probability that a mood is drawn at random, in `[0, 1)`.
-        taste: probability that a thing is of the favourite kind for sure, in `[0, 1]`.
+        taste: probability that a thing is of the favourite kind and not of any, in `[0, 1]`.
         lengths: shortest and longest sequence; every length between is equally likely.
         shared_habit: give all groups the same step along the ring, tastes still differing: the
             control in which one rule fits everybody and one shared adapter has nothing to lose.
@@ -112,8 +114,10 @@ def build_synthetic(
     Raises:
         InputError: a number out of range, or something at `out` already.
     """
+    if seed < 0:
+        raise InputError(f"seed: {seed} is below 0; give 0 or more")
     _check(num_users, num_items, num_groups, noise, taste, lengths)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng((seed, STREAM))
     rules = draw_rules(num_items // num_groups, num_groups, rng, shared_habit=shared_habit)
     groups = rng.permutation(np.arange(num_users) % num_groups)
     sequences = [

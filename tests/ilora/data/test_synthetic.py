@@ -204,6 +204,7 @@ def test_without_noise_and_with_full_taste_the_next_item_is_certain(tmp_path: Pa
         ({"num_items": 82}, "num_items: 82.* 80$"),
         ({"num_items": 4}, "num_items: 4 .* 20$"),
         ({"num_items": 4000}, "num_items: 4000"),
+        ({"seed": -1}, "seed: -1"),
         ({"noise": 1.0}, "noise: 1.0"),
         ({"noise": -0.1}, "noise: -0.1"),
         ({"taste": 1.5}, "taste: 1.5"),
