@@ -134,7 +134,7 @@ def draw_gates(gates: GateMap, file: Path, *, title: str = "Who gets which exper
     blocks = gates.blocks()
     weights = np.concatenate([block for _, block in blocks]).T  # [K, users]
     edges = np.cumsum([0, *(len(block) for _, block in blocks)])
-    scale = {"cmap": "cividis", "vmin": 0.0, "vmax": float(weights.max())}
+    scale: dict[str, Any] = {"cmap": "cividis", "vmin": 0.0, "vmax": float(weights.max())}
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(9, 1.9 + 0.66 * gates.num_experts), layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True)

@@ -12,24 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ilora.errors import InputError
 from ilora.files import atomic_file, write_json
 from ilora.gate_map import GateMap
 from ilora.plots import Bar, Curve, draw_bars, draw_gates, draw_losses
+from ilora.tables import TABLE_STYLE
 
 REPORT_FILE = "report.md"
 JSON_FILE = "report.json"
 NOTHING = "–"
-TABLE_STYLE: dict[str, Any] = {
-    "box": box.SIMPLE_HEAD,
-    "show_edge": False,
-    "pad_edge": False,
-    "collapse_padding": True,
-}
 COLUMNS = (  # a line break where a narrow terminal needs one
     "method",
     "Hit\nRatio@1",
@@ -91,7 +86,8 @@ def print_table(
     rows: Sequence[ReportRow], *, title: str | None = None, console: Console | None = None
 ) -> None:
     """Print the rows to ``console``, by default stdout."""
-    table = Table(title=title, title_justify="left", **TABLE_STYLE)
+    heading = None if title is None else Text(title)
+    table = Table(title=heading, title_justify="left", **TABLE_STYLE)
     for number, column in enumerate(COLUMNS):
         table.add_column(
             column,
@@ -100,7 +96,7 @@ def print_table(
             no_wrap=number > 0,  # a narrow terminal folds names, never figures
         )
     for row in rows:
-        table.add_row(*row.cells())
+        table.add_row(*(Text(cell) for cell in row.cells()))  # brackets are text, not markup
     (console or Console()).print(table)
 
 

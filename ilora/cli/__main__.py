@@ -1,0 +1,5 @@
+"""`python -m ilora.cli`, the same as `ilora`."""
+
+from ilora.cli.app import main
+
+main()
