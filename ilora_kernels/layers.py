@@ -84,11 +84,8 @@ class InstanceGates:
             return x.flatten(0, -2), gate, cu_seqlens
         return (_grouped(x, gate.shape[0]) if gate.ndim == 2 else x), gate, None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> InstanceGates:
-        return memo.setdefault(id(self), InstanceGates())  # a copied model starts with no batch
-
     def __reduce__(self) -> tuple[type[InstanceGates], tuple[()]]:
-        return InstanceGates, ()
+        return InstanceGates, ()  # a copied model starts with no batch
 
 
 class _Recomputation:
