@@ -38,6 +38,8 @@ class ILoRARecommender(nn.Module):
         tokenizer: the model's own; the placeholder is added to it.
         encoder: a trained sequence encoder for the same catalogue.
         adapter: the experts.
+        hybrid: whether items stand in prompts by their embeddings too; False leaves the placeholder
+            token everywhere, and the projector is neither used nor trained.
 
     Batches are those of :class:`ilora.data.collation.Collator`.
     """
@@ -50,8 +52,11 @@ class ILoRARecommender(nn.Module):
         tokenizer: PreTrainedTokenizerBase,
         encoder: SequenceEncoder,
         adapter: AdapterSettings,
+        *,
+        hybrid: bool = True,
     ) -> None:
         super().__init__()
+        self.hybrid = hybrid
         self.tokenizer = prepare_tokenizer(tokenizer)
         self.placeholder_id = placeholder_id(tokenizer)
         self.adapter = adapter
@@ -65,6 +70,7 @@ class ILoRARecommender(nn.Module):
         self.projector = nn.Sequential(
             nn.Linear(encoder.hidden_size, width), nn.GELU(), nn.Linear(width, width)
         ).to(device)
+        self.projector.requires_grad_(hybrid)
         self.gate = build_gate(adapter.gate, encoder.hidden_size, adapter.experts).to(device)
         self.placeholder = nn.Parameter(self._mean_embedding())
 
@@ -91,7 +97,7 @@ class ILoRARecommender(nn.Module):
         embeds = self.llm.get_input_embeddings()(input_ids.masked_fill(at_placeholder, 0))
         own = self.placeholder.to(embeds.dtype)
         embeds = torch.where(at_placeholder[..., None], own, embeds)
-        if text_only:
+        if text_only or not self.hybrid:
             return embeds
         at_item = item_ids >= 0
         items = self.encoder.item_embedding(item_ids[at_item])  # [P, hidden]
@@ -114,8 +120,8 @@ class ILoRARecommender(nn.Module):
             loss = - Σ log p(answer token) / num_items_in_batch
 
         Args:
-            labels: ``[B, S]``, -100 outside the answer. Without them the logits of every
-                position are returned and no loss.
+            labels: ``[B, S]``, -100 outside the answer; the first column predicts and is never
+                predicted. Without them the logits of every position are returned and no loss.
             text_only: the projector stays untouched (LLaRA's curriculum).
             num_items_in_batch: what to divide by: the answer tokens of the whole optimiser step,
                 over all micro-batches and processes; None means those of this batch.
@@ -136,6 +142,7 @@ class ILoRARecommender(nn.Module):
         if labels is None:
             return CausalLMOutput(logits=self.llm(**inputs).logits)
         # The head, the widest layer, runs on the columns of the answers alone.
+        labels = labels[:, 1:]
         answer_columns = labels.ne(IGNORED_LABEL).any(0).nonzero()
         length = labels.shape[1] - int(answer_columns[0]) if len(answer_columns) else 1
         logits = self.llm(**inputs, logits_to_keep=length + 1).logits[:, -length - 1 : -1]
