@@ -11,26 +11,29 @@ metrics.json                                      what validation said after tra
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
-from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from ilora.config import AdapterSettings, Settings
+from ilora.config import AdapterSettings, Settings, write_settings
 from ilora.data.catalog import Catalog
 from ilora.data.folder import DataFolder
-from ilora.encoders import EncoderConfig, build_encoder
+from ilora.encoders import EncoderConfig, SequenceEncoder, build_encoder
 from ilora.errors import InputError
-from ilora.files import atomic_folder
+from ilora.files import atomic_folder, write_json
 from ilora.model import ILoRARecommender
 
 CONFIG_FILE = "config.yaml"
@@ -38,6 +41,7 @@ WEIGHTS_FILE = "recommender.safetensors"
 ADAPTER_FILES = ("adapter_config.json", SAFETENSORS_WEIGHTS_NAME)
 METRICS_FILE = "metrics.json"
 PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
+SAMPLE = 64  # numbers of each parameter that a fingerprint takes
 
 
 class DataRecord(Settings):
@@ -60,6 +64,8 @@ class ModelConfig(Settings):
 
     llm: str
     llm_fingerprint: str
+    dtype: Literal["float32", "bfloat16"] = Field(description="of the frozen language model")
+    hybrid: bool = Field(description="whether prompts hold item embeddings beside the titles")
     adapter: AdapterSettings
     encoder: EncoderConfig
     data: DataRecord
@@ -68,18 +74,16 @@ class ModelConfig(Settings):
 
 
 def fingerprint(llm: PreTrainedModel) -> str:
-    """A hash that tells language models apart: their shape and their first embedding rows.
+    """A hash that tells language models apart: names, shapes and first numbers of all parameters.
 
-    The rows are hashed as bfloat16, so that the precision a model is loaded in does not matter.
+    One model fine-tuned from another, be it in its linear layers alone, has another hash. The numbers
+    are hashed as bfloat16, so that the precision a model is loaded in does not matter.
     """
-    text = llm.config.get_text_config()
-    shape = {
-        key: getattr(text, key, None)
-        for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
-    }
-    rows = llm.get_input_embeddings().weight[:64].detach().to(torch.bfloat16).cpu().contiguous()
-    digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-    digest.update(rows.view(torch.int16).numpy().tobytes())
+    digest = hashlib.sha256()
+    for name, parameter in llm.named_parameters():
+        digest.update(f"{name} {list(parameter.shape)}".encode())
+        numbers = parameter.detach().flatten()[:SAMPLE].to("cpu", torch.bfloat16)
+        digest.update(numbers.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -89,7 +93,7 @@ def load_llm(path_or_hub_id: str, dtype: torch.dtype, device: torch.device) -> P
     Raises:
         InputError: nothing loadable is there.
     """
-    _refuse_pickle(Path(path_or_hub_id))
+    _refuse_pickle(Path(path_or_hub_id), "llm")
     try:
         llm = AutoModelForCausalLM.from_pretrained(
             path_or_hub_id, dtype=dtype, use_safetensors=True
@@ -111,18 +115,26 @@ def save_model(
     catalog: Catalog,
     metrics: dict[str, Any] | None = None,
 ) -> None:
-    """Write the folder; an earlier model at ``path`` is replaced once the new one is complete."""
-    with atomic_folder(path) as partial:
-        model.llm.save_pretrained(partial, save_embedding_layers=False)
-        (partial / "README.md").unlink(missing_ok=True)  # PEFT's template of a model card
-        save_file(_own_state(model), partial / WEIGHTS_FILE)
-        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        (partial / CONFIG_FILE).write_text(text, encoding="utf-8")
-        catalog.save(partial / "items.csv")
-        model.tokenizer.save_pretrained(partial)
-        if metrics is not None:
-            text = json.dumps(metrics, indent=2, ensure_ascii=False)
-            (partial / METRICS_FILE).write_text(text + "\n", encoding="utf-8")
+    """Write the folder; an earlier model at ``path`` is replaced once the new one is complete.
+
+    Raises:
+        InputError: it cannot be written, say for want of space; nothing is left of the attempt.
+    """
+    try:
+        with atomic_folder(path) as partial:
+            model.llm.save_pretrained(partial, save_embedding_layers=False)
+            (partial / "README.md").unlink(missing_ok=True)  # PEFT's template of a model card
+            save_file(_own_state(model), partial / WEIGHTS_FILE)
+            write_settings(config, partial / CONFIG_FILE)
+            catalog.save(partial / "items.csv")
+            model.tokenizer.save_pretrained(partial)
+            if metrics is not None:
+                write_json(partial / METRICS_FILE, metrics)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own
+        raise InputError(
+            f"out: {path} could not be written ({error}), and what was there before is as it was; "
+            "make room there and run again"
+        ) from error
 
 
 def load_model(
@@ -141,47 +153,64 @@ def load_model(
     path = find_model_folder(Path(path))
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     config = read_model_config(path)
-    dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
-    base = load_llm(llm or config.llm, dtype, place)
+    catalog = Catalog.load(path / "items.csv")
+    if len(catalog) != config.encoder.num_items:
+        raise InputError(
+            f"model: {path / 'items.csv'} has {len(catalog)} items, but the model was trained on "
+            f"{config.encoder.num_items}; restore it"
+        )
+    base = load_llm(llm or config.llm, getattr(torch, config.dtype), place)
     if fingerprint(base) != config.llm_fingerprint:
         raise InputError(
             f"llm: {llm or config.llm} is not the language model that {path} was trained on; give "
             "that one with --llm"
         )
-    catalog = Catalog.load(path / "items.csv")
-    model = ILoRARecommender(
-        PeftModel.from_pretrained(base, path),
-        AutoTokenizer.from_pretrained(path),
-        _fresh_encoder(config.encoder),
-        config.adapter,
-    )
-    load_own_state(path, model)
+    # The weights come from the files: whoever loads a model keeps his own random numbers.
+    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+        model = ILoRARecommender(
+            base,
+            _load_tokenizer(path),
+            _fresh_encoder(config.encoder),
+            config.adapter,
+            hybrid=config.hybrid,
+        )
+    load_weights(path, model)
     return model.eval(), config, catalog
 
 
 def load_weights(path: Path, model: ILoRARecommender) -> None:
-    """Put the weights of a saved model of the same settings into ``model``."""
-    adapter = read_tensors(path / SAFETENSORS_WEIGHTS_NAME)
-    name = model.llm.active_adapter
-    state = {f"{key}.{name}": value for key, value in adapter.items()}
-    found = model.llm.load_state_dict(state, strict=False)
-    lacking = [key for key in found.missing_keys if ".lora_" in key]
-    if found.unexpected_keys or lacking:
-        key = (found.unexpected_keys or lacking)[0]
-        raise InputError(f"{path / SAFETENSORS_WEIGHTS_NAME} does not fit the model at {key}")
-    load_own_state(path, model)
+    """Put the weights of a saved model of the same settings into ``model``, strictly.
+
+    Raises:
+        InputError: a file is missing or unsound, or a tensor is missing, too many, or of another shape
+            or type than the model's.
+    """
+    adapter = f".{model.llm.active_adapter}"  # PEFT leaves the adapter's name out of its files
+    experts = {
+        key.removeprefix("llm.").removesuffix(adapter): key
+        for key in model.state_dict()
+        if ".lora_" in key and key.endswith(adapter)
+    }
+    _load_strictly(path / SAFETENSORS_WEIGHTS_NAME, experts, model)
+    _load_strictly(path / WEIGHTS_FILE, {key: key for key in _own_state(model)}, model)
 
 
-def load_own_state(path: Path, model: ILoRARecommender) -> None:
-    """Load encoder, gate, projector and placeholder, strictly."""
-    file = path / WEIGHTS_FILE
-    state, own = read_tensors(file), _own_state(model)
-    for name in sorted(state.keys() | own.keys()):
-        if name not in state or name not in own or state[name].shape != own[name].shape:
+def _load_strictly(file: Path, names: dict[str, str], model: ILoRARecommender) -> None:
+    """Copy every tensor of ``file`` to the model's of the name that ``names`` has for it."""
+    found, own = read_tensors(file), model.state_dict()
+    for name in sorted(found.keys() | names.keys()):
+        got = _describe(found.get(name))
+        wanted = _describe(own[names[name]] if name in names else None)
+        if got != wanted:
             raise InputError(
-                f"{file} does not fit its {CONFIG_FILE} at {name}; restore both from one run"
+                f"{file} does not fit its {CONFIG_FILE}: {name} is {got} where {wanted} is wanted; "
+                "restore the files of one run"
             )
-    model.load_state_dict(state, strict=False)
+    model.load_state_dict({names[name]: value for name, value in found.items()}, strict=False)
+
+
+def _describe(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
 
 
 def read_model_config(path: Path) -> ModelConfig:
@@ -204,7 +233,7 @@ def read_model_config(path: Path) -> ModelConfig:
 
 def find_model_folder(path: Path) -> Path:
     """Return ``path`` or the folder ``model`` in it, whichever holds a model."""
-    _refuse_pickle(path)
+    _refuse_pickle(path, "model")
     if not path.is_dir():
         raise InputError(f"model: {path} is not a folder; give one that `ilora train` wrote")
     inner = path / "model"
@@ -225,16 +254,25 @@ def _own_state(model: ILoRARecommender) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in own.items()}
 
 
-def _fresh_encoder(config: EncoderConfig) -> Any:
-    with torch.random.fork_rng(devices=[]):  # the weights come from the file
-        return build_encoder(
-            config.encoder, config.num_items, config.hidden_size, config.window, **config.options
-        )
+def _fresh_encoder(config: EncoderConfig) -> SequenceEncoder:
+    return build_encoder(
+        config.encoder, config.num_items, config.hidden_size, config.window, **config.options
+    )
 
 
-def _refuse_pickle(path: Path) -> None:
-    if path.suffix in PICKLE_SUFFIXES:
+def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"model: {path} is a pickle, which can run any code when it is loaded, and is refused; "
-            "give a folder with safetensors files"
+            f"model: {path} has no sound tokenizer ({reason}); restore its tokenizer files"
+        ) from None
+
+
+def _refuse_pickle(path: Path, argument: str) -> None:
+    if path.suffix.lower() in PICKLE_SUFFIXES and not path.is_dir():
+        raise InputError(
+            f"{argument}: {path} is a pickle, which can run any code when it is loaded, and is "
+            "refused; give a folder with safetensors files"
         )
