@@ -20,7 +20,9 @@ from ilora.files import atomic_file
 from ilora.gate_map import FloatArray, GateMap
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", ":", "-.")  # for those who print in grey, and for curves that coincide
 MUTED = "#666666"
+OPAQUE = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 NO_CURVE = "#9A9A9A"
 DPI = 120
 STYLE: dict[str, Any] = {
@@ -66,15 +68,20 @@ def draw_losses(curves: Mapping[str, Mapping[str, Curve]], file: Path) -> None:
         figure = Figure(figsize=(9, 4), layout="constrained")
         left, right = figure.subplots(1, 2, sharex=True, sharey=True)
         colours = run_colours(curves)
-        for run, parts in curves.items():
+        for number, (run, parts) in enumerate(curves.items()):
+            style = {
+                "label": run,
+                "color": colours[run],
+                "linestyle": LINES[number % len(LINES)],
+            }
             for name, points in parts.items():
                 if not points:
                     continue
                 steps, losses = zip(*points, strict=True)
                 if "val" in name:
-                    right.plot(steps, losses, "o-", color=colours[run], label=run, markersize=4)
+                    right.plot(steps, losses, marker="o", markersize=4, **style)
                 else:
-                    left.plot(steps, losses, color=colours[run], label=run, linewidth=1.4)
+                    left.plot(steps, losses, linewidth=1.4, **style)
         left.set_title("Training loss")
         left.set_ylabel("nats per answer token (log scale)")
         right.set_title("Validation loss")
@@ -82,7 +89,7 @@ def draw_losses(curves: Mapping[str, Mapping[str, Curve]], file: Path) -> None:
             axis.set_xlabel("optimiser step")
             axis.set_yscale("log")
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-            axis.yaxis.set_major_formatter(FormatStrFormatter("%.3g"))
+            axis.yaxis.set_major_formatter(FormatStrFormatter("%.4g"))
             axis.yaxis.set_minor_locator(NullLocator())
             axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             if axis.lines:
@@ -114,7 +121,7 @@ def draw_bars(
         )
         for place, bar in enumerate(bars):
             end = max(bar.value, bar.interval[1])
-            axis.text(end + 0.015, place, f"{bar.value:.3f}", va="center")
+            axis.text(end + 0.015, place, f"{bar.value:.3f}", va="center", bbox=OPAQUE)
         if chance is not None:
             axis.axvline(chance, color=MUTED, linestyle="--", linewidth=1.2)
             axis.text(chance, -0.75, f" chance {chance:.2f}", color=MUTED, fontsize=9, va="center")

@@ -15,15 +15,18 @@ from typing import Any
 
 from ilora.config import read_settings
 from ilora.data.folder import DataFolder
+from ilora.encoders import build_encoder
+from ilora.encoders.storage import WEIGHTS_FILE as ENCODER_WEIGHTS
 from ilora.errors import InputError
+from ilora.gate import build_gate
 from ilora.gate_map import GateMap, gate_map
+from ilora.model_folder import WEIGHTS_FILE, read_model_config, read_tensors
 from ilora.plots import Curve
 from ilora.report import ReportRow
+from ilora.training import LOG_FILE, SETTINGS_FILE, loss_curve
 
-SETTINGS_FILE, LOG_FILE, METRICS_FILE = "settings.yaml", "training.json", "metrics.json"
-PREDICTIONS_FILE = "predictions.jsonl"
-ENCODER_WEIGHTS = "encoder.safetensors"
-SPLITS = ("test", "val")
+METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.jsonl"
+SPLITS = ("test", "val")  # the one that counts first
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def _add_encoder(findings: Findings, folder: Path, name: str) -> None:
         for split in SPLITS:
             ranking = metrics[split]
             row = ReportRow(
-                name=f"{name} ({split}, encoder alone)",
+                name=f"{name} ({split}-encoder)",
                 hit_ratio_at_1=ranking["hr@1"],
                 ci95=_pair(ranking["ci95"]["hr@1"]),
                 hit_ratio_at_1_valid=ranking["hr@1"],  # a ranking always names a candidate
@@ -140,8 +143,8 @@ def _add_training_run(findings: Findings, folder: Path, name: str) -> None:
     record = _read_json(folder / LOG_FILE)
     try:
         findings.curves[name] = {
-            "train": loss_points(record, "loss"),
-            "validation": loss_points(record, "eval_loss"),
+            "train": loss_curve(record, "loss"),
+            "validation": loss_curve(record, "eval_loss"),
         }
         if record["resumed_from"] is not None:
             findings.notes.append(
@@ -209,10 +212,6 @@ def read_gates(model: Path, data: Path) -> GateMap:
     Raises:
         InputError: the model or the data is not there or not sound, or the data is another.
     """
-    from ilora.encoders import build_encoder
-    from ilora.gate import build_gate
-    from ilora.model_folder import WEIGHTS_FILE, read_model_config, read_tensors
-
     config = read_model_config(model)
     folder = DataFolder.open(data)
     if folder.sha256 != config.data.sha256:
@@ -233,11 +232,6 @@ def read_gates(model: Path, data: Path) -> GateMap:
                 f"{model / WEIGHTS_FILE} does not fit its settings: {reason}"
             ) from None
     return gate_map(encoder.eval(), gate.eval(), folder)
-
-
-def loss_points(record: dict[str, Any], key: str) -> list[tuple[int, float]]:
-    """``(step, value)`` of ``loss`` or ``eval_loss`` in a ``training.json``."""
-    return [(entry["step"], entry[key]) for entry in record["log"] if key in entry]
 
 
 def _what_differs(measured: Sequence[Measured]) -> list[str]:

@@ -62,9 +62,12 @@ report.add_to(app)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        typer.echo(f"ilora {version('ilora')}")
+        try:
+            typer.echo(f"ilora {version('ilora')}")
+        except PackageNotFoundError:
+            typer.echo("ilora, run from its source without being installed")
         raise typer.Exit
 
 

@@ -88,4 +88,5 @@ def _print_metrics(out: Path, metrics: dict[str, Any]) -> None:
             (f"{split} {key}", figure(ranking[key], ranking["ci95"][key]))
             for key in ("hr@1", "hr@5", "ndcg@5", "mrr")
         ]
-    print_pairs(pairs, title=f"Encoder {out} [95 % intervals]")
+    pairs.append(("intervals", "95 %, bootstrap over the rows"))
+    print_pairs(pairs, title=f"Encoder {out}")

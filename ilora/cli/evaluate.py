@@ -48,9 +48,6 @@ def evaluate(
     from ilora.cli.libraries import quiet_libraries
     from ilora.errors import InputError
 
-    for name, value in (("batch-size", batch_size), ("max-rows", max_rows)):
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}; give at least 1")
     if split not in ("val", "test"):
         raise InputError(f"split is {split!r}; only val and test have candidates: give one of them")
     with quiet_libraries():
@@ -60,7 +57,7 @@ def evaluate(
 
         path = find_model_folder(model)
         folder = DataFolder.open(data)
-        loaded, _, _ = load_model(path, llm=llm)
+        loaded, _, catalog = load_model(path, llm=llm)
         place = out or run_folder(path) / "evaluation" / _label(split, decode, max_rows)
         metrics = measure(
             loaded,
@@ -72,8 +69,9 @@ def evaluate(
             min_history=min_history,
             max_rows=max_rows,
             seed=seed,
+            catalog=catalog,
         )
-    _print_metrics(metrics, f"{model} on {folder.name}, {split}, {decode} [95 % intervals]")
+    _print_metrics(metrics, f"{model} on {folder.name}: {split}, {decode}")
     typer.echo(f"wrote {place / 'metrics.json'} and predictions.jsonl", err=True)
 
 
@@ -104,5 +102,9 @@ def _print_metrics(metrics: dict[str, Any], title: str) -> None:
         for key, label in names.items()
         if key in metrics
     ]
-    pairs += [("rows", f"{metrics['n']:,}"), ("seconds", f"{metrics['seconds']:,.1f}")]
+    pairs += [
+        ("intervals", "95 %, bootstrap over the rows"),
+        ("rows", f"{metrics['n']:,}"),
+        ("seconds", f"{metrics['seconds']:,.1f}"),
+    ]
     print_pairs(pairs, title=title)

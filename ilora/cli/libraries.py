@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 
@@ -13,27 +12,31 @@ from ilora.errors import InputError
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Inside the block libraries write to stderr only, without warnings and loading bars.
+    """Inside the block transformers and its kin show neither warnings nor loading bars.
 
-    stdout is for results: whoever pipes a command gets nothing else. Progress bars that show how
-    far the work is stay where they are, on stderr.
+    Errors still come through, and so do the progress bars of this package.
 
     Raises:
         InputError: ``ILORA_BACKEND`` names a backend that does not exist or run here.
     """
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     # The tokenizer's threads and a data loader's processes do not mix; it would say so each time.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # of loading weights: short, and not the user's business
     _check_backend()
-    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", module=r"torch|transformers|peft|accelerate")
-        yield
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # of loading weights, which is short
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", module=r"torch|transformers|peft|accelerate")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _check_backend() -> None:
@@ -42,7 +45,7 @@ def _check_backend() -> None:
         return
     try:
         from ilora_kernels import backends
-    except ValueError as error:
+    except ValueError as error:  # it is read when the package is imported
         raise InputError(str(error)) from None
     if reason := backends()[requested]:
         raise InputError(

@@ -19,6 +19,9 @@ def quickstart(out: OutOption = Path("runs/quickstart"), seed: SeedOption = 0) -
 
     Data, base model, encoder, LoRA and iLoRA with the same budget, one table and a report.
     """
-    from ilora.quickstart import run_quickstart
+    from ilora.cli.libraries import quiet_libraries
 
-    run_quickstart(out, seed=seed)
+    with quiet_libraries():
+        from ilora.quickstart import run_quickstart
+
+        run_quickstart(out, seed=seed)
