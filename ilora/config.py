@@ -61,13 +61,17 @@ class TrainingSettings(Settings):
     weight_decay: float = Field(0.0, ge=0)
     warmup_ratio: float = Field(0.05, ge=0, lt=1)
     max_grad_norm: float = Field(1.0, gt=0)
-    curriculum: Literal["text-to-hybrid", "hybrid", "text"] = "text-to-hybrid"
+    curriculum: Literal["text-to-hybrid", "hybrid", "text"] = Field(
+        "text-to-hybrid", description="text: no item embeddings at all, in training or after it"
+    )
     min_history: int = Field(3, ge=0, description="rows with a shorter history are left out")
     bf16: bool | None = Field(None, description="default: on a GPU yes, on a CPU no")
     gradient_checkpointing: bool = False
-    evaluations: int = Field(5, ge=0, description="validations during training")
+    evaluations: int = Field(
+        5, ge=0, description="at most so many validations, the last at the end"
+    )
     keep: Literal["best", "last"] = Field("last", description="best: of the validation loss")
-    checkpoints: int = Field(10, ge=0, description="checkpoints during training, to resume from")
+    checkpoints: int = Field(10, ge=0, description="at most so many saved states to resume from")
     workers: int = Field(0, ge=0, description="processes that encode prompts")
 
     @model_validator(mode="after")

@@ -31,6 +31,7 @@ from transformers import (
 from ilora.config import AdapterSettings, Settings, write_settings
 from ilora.data.catalog import Catalog
 from ilora.data.folder import DataFolder
+from ilora.devices import choose_device
 from ilora.encoders import EncoderConfig, SequenceEncoder, build_encoder
 from ilora.errors import InputError
 from ilora.files import atomic_folder, write_json
@@ -151,7 +152,7 @@ def load_model(
         InputError: something is missing, a pickle, unsound, or made for another language model.
     """
     path = find_model_folder(Path(path))
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = choose_device(device)
     config = read_model_config(path)
     catalog = Catalog.load(path / "items.csv")
     if len(catalog) != config.encoder.num_items:

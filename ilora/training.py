@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
+import re
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,14 +24,14 @@ from typing import Any
 
 import torch
 import yaml
-from torch.utils.tensorboard import SummaryWriter
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 
 from ilora.config import RunSettings, TrainingSettings, write_settings
 from ilora.data.collation import Collator, RecommendationDataset
 from ilora.data.folder import DataFolder
 from ilora.data.prompts import PromptBuilder
+from ilora.devices import choose_device
 from ilora.encoders import load_encoder, read_encoder_config
 from ilora.errors import InputError
 from ilora.files import write_json
@@ -37,12 +39,16 @@ from ilora.model import ILoRARecommender
 from ilora.model_folder import (
     DataRecord,
     ModelConfig,
+    find_model_folder,
     fingerprint,
     load_llm,
+    load_model,
     load_weights,
+    read_model_config,
     save_model,
 )
 from ilora.tokens import load_tokenizer
+from ilora.training_progress import TrainingBar
 
 SETTINGS_FILE = "settings.yaml"
 LOG_FILE = "training.json"
@@ -51,11 +57,15 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors")
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A trained recommender (in eval mode) and the record that ``training.json`` holds."""
+    """A trained recommender (in eval mode) and the record that ``training.json`` holds.
+
+    ``was_finished``: the run to resume had ended already, and nothing was trained.
+    """
 
     model: ILoRARecommender
     path: Path
     record: dict[str, Any]
+    was_finished: bool = False
 
 
 class RecommenderTrainer(Trainer):
@@ -72,9 +82,14 @@ class RecommenderTrainer(Trainer):
         model: ILoRARecommender,
         training: TrainingSettings,
         save: Any,
+        *,
+        args: TrainingArguments,
         **arguments: Any,
     ) -> None:
-        super().__init__(model=model, **arguments)
+        # On a machine of several GPUs a lone process would wrap the model in DataParallel, whose
+        # replicas know nothing of one another's gates; several GPUs take a process each.
+        args._n_gpu = min(1, args.n_gpu)
+        super().__init__(model=model, args=args, **arguments)
         self.recommender = model
         self.training_settings = training
         self._save_to = save
@@ -85,14 +100,33 @@ class RecommenderTrainer(Trainer):
             inputs = {**inputs, "text_only": self.text_only()}
         return super().compute_loss(model, inputs, *args, **kwargs)
 
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The validation loss of one batch: the mean over its rows of the mean over their tokens.
+
+        The Trainer averages batches by their rows, so the loss of a split does not depend on how it
+        was cut into batches.
+        """
+        total, count = self.recommender.answer_log_probs(self._prepare_inputs(inputs))
+        return -(total / count).mean(), None, None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As usual, but a training that has gone astray ends here and not after days."""
+        loss = logs.get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise InputError(
+                f"training: the loss is {loss} at step {self.state.global_step}; lower "
+                "training.learning_rate"
+            )
+        super().log(logs, start_time)
+
     def text_only(self) -> bool:
         """Whether this step's batch is text-only: with probability 1 - step / steps.
 
         A function of the seed and the global step alone, so that a resumed run, every process and
         every micro-batch of one step agree (Liao et al., LLaRA, 2024, section 4.3).
         """
-        if self.training_settings.curriculum == "hybrid":
-            return False
+        if self.training_settings.curriculum != "text-to-hybrid":
+            return self.training_settings.curriculum == "text"
         step, steps = self.state.global_step, self.state.max_steps
         draw = random.Random(f"curriculum {self.args.seed} {step}").random()
         return draw < 1 - step / steps
@@ -143,13 +177,24 @@ def train(
 
     Raises:
         InputError: an input is unsound, ``out`` is taken, or the run to resume had other settings.
+
+    Started by ``torchrun`` on several GPUs, every process trains its share of each batch and the first
+    one writes. A run that has ended is not trained again: resuming it returns what it made.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    _claim(out, settings, resume)
+    place = _place(device)
+    first = int(os.environ.get("RANK", 0)) == 0
+    if first:
+        _require_free(out, settings, resume)
+    if resume and is_finished(out):
+        model, _, _ = load_model(out, llm=settings.llm, device=place)
+        record = json.loads((out / LOG_FILE).read_text(encoding="utf-8"))
+        return TrainingResult(model, out / "model", record, was_finished=True)
     folder = DataFolder.open(settings.data)
     set_seed(settings.seed)
     model, config = build_recommender(settings, folder, place)
     trainer = _trainer(model, config, settings, folder, out, place)
+    if first:  # not before all inputs were found sound: a mistake must not leave ``out`` taken
+        write_settings(settings, out / SETTINGS_FILE)
     checkpoint = last_complete_checkpoint(out / "checkpoints") if resume else None
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -164,9 +209,19 @@ def train(
         "device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu",
         "log": trainer.state.log_history,
     }
-    write_json(out / LOG_FILE, record)
-    trainer._save_to(out / "model")
+    if first:
+        write_json(out / LOG_FILE, record)
+        save_model(out / "model", model, config, folder.catalog, _validation(trainer, settings))
+    trainer.accelerator.wait_for_everyone()
     return TrainingResult(model.eval(), out / "model", record)
+
+
+def is_finished(out: Path) -> bool:
+    """Whether the run in ``out`` has ended: its model, which is written last, is there."""
+    if not (out / "model").is_dir() or not (out / LOG_FILE).is_file():
+        return False
+    read_model_config(find_model_folder(out))
+    return True
 
 
 def build_recommender(
@@ -177,12 +232,17 @@ def build_recommender(
     encoder = load_encoder(settings.encoder, num_items=len(folder.catalog))
     llm = load_llm(settings.llm, torch.bfloat16 if bf16 else torch.float32, device)
     identity = fingerprint(llm)
-    model = ILoRARecommender(llm, load_tokenizer(settings.llm), encoder, settings.adapter)
+    hybrid = settings.training.curriculum != "text"
+    model = ILoRARecommender(
+        llm, load_tokenizer(settings.llm), encoder, settings.adapter, hybrid=hybrid
+    )
     if settings.training.gradient_checkpointing:
         model.llm.gradient_checkpointing_enable({"use_reentrant": False})
     config = ModelConfig(
         llm=settings.llm,
         llm_fingerprint=identity,
+        dtype="bfloat16" if bf16 else "float32",
+        hybrid=hybrid,
         adapter=settings.adapter,
         encoder=read_encoder_config(settings.encoder),
         data=DataRecord.of(folder),
@@ -198,8 +258,8 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
     The Trainer writes ``trainer_state.json`` last: a run killed in the middle of saving leaves a
     checkpoint without a sound one, which is passed over.
     """
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-    for checkpoint in reversed(checkpoints):
+    named = [path for path in folder.glob("*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    for checkpoint in sorted(named, key=lambda path: int(path.name.split("-")[1]), reverse=True):
         try:
             json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
@@ -208,22 +268,35 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def _claim(out: Path, settings: RunSettings, resume: bool) -> None:
-    """Make ``out`` this run's folder, or refuse it."""
+def _place(device: str | torch.device | None) -> torch.device:
+    """Where this process trains: the Trainer takes the first visible GPU, or the one of its rank."""
+    own = int(os.environ.get("LOCAL_RANK", 0))
+    place = choose_device(device)
+    if place.type == "cuda" and place.index not in (None, own):
+        raise InputError(
+            f"device: {place} is not the GPU that training takes, the first visible one; choose "
+            f'cuda and set CUDA_VISIBLE_DEVICES="{place.index}"'
+        )
+    return torch.device("cuda", own) if place.type == "cuda" else place
+
+
+def _require_free(out: Path, settings: RunSettings, resume: bool) -> None:
+    """Refuse an ``out`` that is something else, another run, or this one without ``resume``."""
     file = out / SETTINGS_FILE
-    wanted = settings.model_dump(mode="json")
     if not file.is_file():
-        if out.exists() and any(out.iterdir()):
+        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
             raise InputError(f"out: {out} exists and is not a training run; choose a new folder")
-        out.mkdir(parents=True, exist_ok=True)
-        write_settings(settings, file)
         return
     if not resume:
         raise InputError(
             f"out: {out} holds a training run already; give --resume to go on with it, or choose a "
             "new folder"
         )
-    recorded = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        recorded = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise InputError(f"resume: {file} is not sound YAML; restore it") from None
+    wanted = settings.model_dump(mode="json")
     if recorded != wanted:
         key = _first_difference(recorded, wanted)
         raise InputError(
@@ -260,7 +333,9 @@ def _trainer(
     def save(path: Path) -> None:
         save_model(path, model, config, folder.catalog)
 
-    return RecommenderTrainer(
+    tensorboard = TensorBoardCallback()
+    tensorboard.logging_dir = str(out / "tensorboard")
+    trainer = RecommenderTrainer(
         model,
         training,
         save,
@@ -270,19 +345,46 @@ def _trainer(
         data_collator=Collator(
             model.tokenizer, len(folder.catalog), folder.window, "left", multiple=8
         ),
-        callbacks=[TensorBoardCallback(SummaryWriter(str(out / "tensorboard")))],
+        callbacks=[tensorboard, TrainingBar()],
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _validation(trainer: RecommenderTrainer, settings: RunSettings) -> dict[str, Any]:
+    """What ``metrics.json`` of the model folder says: the validation loss of the weights in it."""
+    measured = dict(loss_curve({"log": trainer.state.log_history}, "eval_loss"))
+    step = trainer.state.global_step
+    if settings.training.keep == "best" and measured:
+        step = min(measured, key=lambda at: measured[at])
+    return {
+        "split": "val",
+        "loss": measured.get(step),
+        "step": step,
+        "seed": settings.seed,
+        "versions": {name: version(name) for name in PACKAGES},
+    }
 
 
 def _arguments(
     settings: RunSettings, num_rows: int, out: Path, device: torch.device
 ) -> TrainingArguments:
     training = settings.training
-    steps = training.max_steps or math.ceil(training.epochs * num_rows / training.batch_size)
+    # A pass over the rows ends with a smaller batch, as the Trainer counts them.
+    steps = training.max_steps or math.ceil(
+        training.epochs * math.ceil(num_rows / training.batch_size)
+    )
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if training.batch_size % (training.micro * processes):
+        raise InputError(
+            f"training: batch_size {training.batch_size} is not a multiple of {processes} processes "
+            f"with a micro_batch_size of {training.micro}; change one of the three"
+        )
     on_gpu = device.type == "cuda"
 
     def every(times: int) -> dict[str, Any]:
-        return {"strategy": "steps" if times else "no", "steps": max(1, steps // max(1, times))}
+        """At most so many times, the last one at the end."""
+        return {"strategy": "steps" if times else "no", "steps": math.ceil(steps / max(1, times))}
 
     evaluate, save = every(training.evaluations), every(training.checkpoints)
     best = training.keep == "best"
@@ -293,7 +395,7 @@ def _arguments(
         max_steps=steps,
         per_device_train_batch_size=training.micro,
         per_device_eval_batch_size=training.micro,
-        gradient_accumulation_steps=training.batch_size // training.micro,
+        gradient_accumulation_steps=training.batch_size // (training.micro * processes),
         learning_rate=training.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(training.warmup_ratio * steps),
@@ -308,6 +410,7 @@ def _arguments(
         greater_is_better=False,
         prediction_loss_only=True,
         logging_steps=max(1, steps // 100),
+        logging_nan_inf_filter=False,  # it would write the mean of earlier losses in their place
         seed=settings.seed,
         data_seed=settings.seed,
         dataloader_num_workers=training.workers,
@@ -317,6 +420,7 @@ def _arguments(
         label_names=["labels"],
         use_cpu=not on_gpu,
         report_to=[],
+        disable_tqdm=True,
     )
 
 
