@@ -36,17 +36,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from ilora.data.collation import Batch, Collator, RecommendationDataset
-from ilora.data.prompts import IGNORED_LABEL, Example
+from ilora.data.prompts import IGNORED_LABEL
 from ilora.errors import InputError
+from ilora.pretraining_corpus import PretrainingCorpus
 
-BATCHES_PER_CHUNK = 8  # enough to sort: 4 % of the positions are padding; few enough to start soon
 PIECE_TOKENS = 65_536  # 29 GiB of activations and logits in a 59 M Llama; smaller is launch-bound
 LOSS_POINTS = 200
-WORDING_TITLES = 8  # the words around the lists cost about as many tokens as this many titles
 FINAL_LEARNING_RATE = 0.1  # of the highest
 
 
@@ -63,9 +62,8 @@ class PretrainingOptions:
         answer_weight: share of the loss that the answers have; 0 is the plain mean over tokens.
         ramp: share of the training over which prompts grow to their full length; 0 shows full
             ones from the start.
-        max_minutes: stop by then. The learning rate follows whichever of steps and time is
-            further on, so a run cut by time still ends on a low rate; it is then no longer
-            reproducible to the bit.
+        disguised: share of the prompts whose titles are spelled with random tokens, see
+            :func:`ilora.pretraining_corpus.disguise`.
         num_workers: processes that encode prompts; the batches do not depend on it.
         bf16: compute in bfloat16, from float32 master weights; None does so on CUDA.
         seed: of the order of the rows, their negatives and wordings.
@@ -78,7 +76,7 @@ class PretrainingOptions:
     weight_decay: float = 0.1
     answer_weight: float = 0.5
     ramp: float = 0.7
-    max_minutes: float | None = None
+    disguised: float = 0.5
     num_workers: int = 0
     bf16: bool | None = None
     seed: int = 0
@@ -87,11 +85,9 @@ class PretrainingOptions:
         for name in ("steps", "batch_size", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise InputError(f"{name}: {getattr(self, name)} is too small; give more than 0")
-        for name in ("warmup", "answer_weight", "ramp"):
+        for name in ("warmup", "answer_weight", "ramp", "disguised"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}: {getattr(self, name)} is no share; give 0 to 1")
-        if self.max_minutes is not None and self.max_minutes <= 0:
-            raise InputError(f"max_minutes: {self.max_minutes} leaves no time; give more than 0")
 
 
 @dataclass(slots=True)
@@ -102,90 +98,6 @@ class PretrainingResult:
     tokens: int = 0
     seconds: float = 0.0
     loss_curve: list[tuple[int, float]] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class PromptLength:
-    """How much the prompts of a chunk show, and how many of them make a batch."""
-
-    num_candidates: int
-    max_history: int
-    batch_size: int
-
-
-def prompt_length(done: float, full: PromptLength, ramp: float) -> PromptLength:
-    """The prompts at a share ``done`` of the training, for full prompts from ``ramp`` on.
-
-    Candidates grow linearly from 3 and histories from 2; the batch shrinks so that its tokens
-    stay about the same.
-    """
-    grown = 1.0 if ramp == 0 else min(1.0, done / ramp)
-    candidates = round(min(3, full.num_candidates) * (1 - grown) + full.num_candidates * grown)
-    history = round(min(2, full.max_history) * (1 - grown) + full.max_history * grown)
-    longest = full.num_candidates + full.max_history + WORDING_TITLES
-    ratio = longest / (candidates + history + WORDING_TITLES)
-    return PromptLength(candidates, history, round(full.batch_size * ratio))
-
-
-class PretrainingCorpus(Dataset[list[Batch]]):
-    """All batches of a pre-training run; item ``i`` is a chunk of up to 8 of them.
-
-    Rows of all data sets are mixed and visited in a new order every epoch, with new negatives
-    and wordings; prompts grow as :func:`prompt_length` says. Item ``i`` depends on the arguments
-    and ``i`` alone, never on what was read before it, so that any number of workers gives the
-    same run.
-    """
-
-    def __init__(
-        self,
-        datasets: Sequence[RecommendationDataset],
-        collator: Collator,
-        options: PretrainingOptions,
-    ) -> None:
-        self._datasets = list(datasets)
-        self._collator = collator
-        self._seed = options.seed
-        self._first_rows = np.cumsum([0, *(len(dataset) for dataset in datasets)])
-        self._order: tuple[int, np.ndarray] | None = None
-        full = PromptLength(
-            max(dataset.num_candidates for dataset in datasets),
-            max(dataset.builder.window for dataset in datasets),
-            options.batch_size,
-        )
-        starts = range(0, options.steps, BATCHES_PER_CHUNK)
-        self._lengths = [prompt_length(s / options.steps, full, options.ramp) for s in starts]
-        self._batches = [min(BATCHES_PER_CHUNK, options.steps - start) for start in starts]
-        sizes = [n * p.batch_size for n, p in zip(self._batches, self._lengths, strict=True)]
-        self._first_examples = np.cumsum([0, *sizes]).tolist()
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def __getitem__(self, index: int) -> list[Batch]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        length = self._lengths[index]
-        numbers = range(self._first_examples[index], self._first_examples[index + 1])
-        examples = [self._example(number, length) for number in numbers]
-        examples.sort(key=lambda example: len(example.input_ids))
-        starts = np.arange(0, len(examples), length.batch_size)
-        np.random.default_rng((self._seed, index)).shuffle(starts)
-        return [self._collator(examples[at : at + length.batch_size]) for at in starts]
-
-    def _example(self, number: int, length: PromptLength) -> Example:
-        epoch, position = divmod(number, int(self._first_rows[-1]))
-        if self._order is None or self._order[0] != epoch:
-            rng = np.random.default_rng((self._seed, epoch))
-            self._order = epoch, rng.permutation(int(self._first_rows[-1]))
-        row = int(self._order[1][position])
-        which = int(np.searchsorted(self._first_rows, row, side="right")) - 1
-        dataset = self._datasets[which]
-        dataset.set_epoch(epoch)
-        return dataset.short_example(
-            row - int(self._first_rows[which]),
-            min(length.num_candidates, dataset.num_candidates),
-            length.max_history,
-        )
 
 
 def pretrain(
@@ -202,7 +114,15 @@ def pretrain(
         collator: one that pads on the right.
         options: steps, learning rate and so on.
     """
-    corpus = PretrainingCorpus(datasets, collator, options)
+    corpus = PretrainingCorpus(
+        datasets,
+        collator,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        ramp=options.ramp,
+        disguised=options.disguised,
+        seed=options.seed,
+    )
     if options.num_workers:
         # The tokenizer's threads do not survive the fork into workers; silent unless told first.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -224,9 +144,7 @@ def pretrain(
     with _progress() as progress:
         task = progress.add_task("pre-training", total=1.0, loss=math.nan, rate=0.0)
         for batch in (batch for chunk in chunks for batch in chunk):
-            done = share_done(options, result.steps, time.monotonic() - started)
-            if done >= 1:
-                break
+            done = result.steps / options.steps
             _set_learning_rate(optimizer, options, done)
             losses.append(_step(model, working, optimizer, batch, options))
             result.steps += 1
@@ -350,12 +268,6 @@ def _adamw(model: PreTrainedModel, options: PretrainingOptions) -> torch.optim.A
     ]
     fused = model.device.type == "cuda"
     return torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.95), fused=fused)
-
-
-def share_done(options: PretrainingOptions, step: int, elapsed_s: float) -> float:
-    """How much of the training is over, by steps or by time, whichever is further on."""
-    by_time = 0.0 if options.max_minutes is None else elapsed_s / (60 * options.max_minutes)
-    return max(step / options.steps, by_time)
 
 
 def _set_learning_rate(

@@ -46,9 +46,10 @@ def build(
     answer_weight: Annotated[
         float, typer.Option(help="Share of the loss that the answers have, 0 to 1.")
     ] = 0.5,
-    max_minutes: Annotated[
-        float | None, typer.Option(help="Stop pre-training by then, on a low learning rate.")
-    ] = None,
+    disguised: Annotated[
+        float,
+        typer.Option(help="Share of prompts with titles of random tokens, to learn copying."),
+    ] = 0.5,
     seed: SeedOption = 0,
 ) -> None:
     """Build a byte-pair tokenizer and a small Llama from the titles of data folders.
@@ -71,7 +72,7 @@ def build(
             batch_size=batch_size,
             learning_rate=learning_rate,
             answer_weight=answer_weight,
-            max_minutes=max_minutes,
+            disguised=disguised,
         )
     pairs = [
         ("parameters", f"{result.num_parameters:,}"),

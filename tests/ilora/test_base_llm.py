@@ -16,18 +16,20 @@ from ilora.base_llm import PRESETS, BaseLLMResult, build_base_llm, initialise_ll
 from ilora.data.catalog import Catalog
 from ilora.data.collation import Collator, RecommendationDataset
 from ilora.data.folder import DataFolder, write_folder
-from ilora.data.prompts import PromptBuilder
+from ilora.data.prompts import Example, PromptBuilder
 from ilora.data.sequences import UserSequence
 from ilora.errors import InputError
 from ilora.pretraining import (
-    PretrainingCorpus,
-    PretrainingOptions,
-    PromptLength,
     evenly_spaced,
     greedy_hits,
-    prompt_length,
-    share_done,
     token_weights,
+)
+from ilora.pretraining_corpus import (
+    PretrainingCorpus,
+    PromptLength,
+    disguise,
+    ordinary_ids,
+    prompt_length,
 )
 from ilora.tokens import PLACEHOLDER, load_tokenizer
 
@@ -212,13 +214,22 @@ def test_a_batch_accumulated_in_pieces_trains_as_one_that_is_not(
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
 
 
-def corpus(folder: DataFolder, steps: int, batch_size: int, ramp: float = 0.0) -> PretrainingCorpus:
+def corpus(
+    folder: DataFolder, steps: int, batch_size: int, ramp: float = 0.0, disguised: float = 0.0
+) -> PretrainingCorpus:
     tokenizer = train_tokenizer([folder], vocab_size=2048)
     builder = PromptBuilder(tokenizer, folder.catalog, folder.domain, folder.window)
     dataset = RecommendationDataset(folder, "train", builder)
     collator = Collator(tokenizer, len(folder.catalog), folder.window)
-    options = PretrainingOptions(steps, batch_size, learning_rate=1.0, ramp=ramp)
-    return PretrainingCorpus([dataset], collator, options)
+    return PretrainingCorpus(
+        [dataset],
+        collator,
+        steps=steps,
+        batch_size=batch_size,
+        ramp=ramp,
+        disguised=disguised,
+        seed=0,
+    )
 
 
 def test_the_corpus_has_as_many_batches_as_steps_and_each_is_full(folder: DataFolder) -> None:
@@ -268,22 +279,41 @@ def test_a_chunk_depends_on_its_number_and_not_on_what_was_read_before(folder: D
         assert torch.equal(one["input_ids"], other["input_ids"])
 
 
-def test_time_ends_the_training_when_it_is_further_on_than_the_steps() -> None:
-    options = PretrainingOptions(steps=100, batch_size=1, learning_rate=1.0, max_minutes=2)
-    assert share_done(options, step=50, elapsed_s=30) == 0.5
-    assert share_done(options, step=50, elapsed_s=90) == 0.75
-    assert share_done(options, step=50, elapsed_s=120) == 1.0
+def test_a_disguise_respells_every_title_alike_in_lists_and_answer(folder: DataFolder) -> None:
+    tokenizer = train_tokenizer([folder], vocab_size=2048)
+    builder = PromptBuilder(tokenizer, folder.catalog, folder.domain, folder.window)
+    example = RecommendationDataset(folder, "val", builder)[0]
+    ordinary = ordinary_ids(builder)
+    other = disguise(example, builder, ordinary, np.random.default_rng(3))
+    assert other.item_ids == example.item_ids
+    assert not set(tokenizer.all_special_ids) & set(ordinary.tolist())
+
+    def spelled(e: Example, item: int) -> list[list[int]]:
+        length = len(builder.answer_ids(item)) - 1
+        places = [at for at, i in enumerate(e.item_ids) if i == item]
+        return [e.input_ids[at - length : at] for at in places]
+
+    (target,) = spelled(other, folder.ranked_rows("val")[0][0].target)
+    answer = [label for label in other.labels if label != -100]
+    assert answer == [*target, tokenizer.eos_token_id]
+    assert other.input_ids[-len(answer) :] == answer
+    changed = [a != b for a, b in zip(example.input_ids, other.input_ids, strict=True)]
+    items = {item for item in example.item_ids if item >= 0}
+    titles = sum(len(s) for item in items for s in spelled(example, item)) + len(target)
+    assert 0.9 * titles <= sum(changed) <= titles  # a random token can be the one it replaces
 
 
-def test_a_run_cut_by_time_is_saved_with_the_steps_it_did(
-    folder: DataFolder, tmp_path: Path
-) -> None:
-    result = build_base_llm(
-        [folder], tmp_path / "llm", pretrain_steps=10**6, batch_size=2, max_minutes=0.01
+def test_a_share_of_the_corpus_is_disguised(folder: DataFolder) -> None:
+    plain, mixed, all_ = (
+        [t for chunk in corpus(folder, 8, 16, disguised=share) for b in chunk for t in b["labels"]]
+        for share in (0.0, 0.5, 1.0)
     )
-    assert result.pretraining is not None
-    assert 0 < result.pretraining.steps < 10**6
-    assert result.pretraining.loss_curve[-1][0] == result.pretraining.steps
+    same = [
+        sum(torch.equal(a, b) for a, b in zip(plain, others, strict=True)) / len(plain)
+        for others in (mixed, all_)
+    ]
+    assert 0.3 < same[0] < 0.7
+    assert same[1] < 0.1
 
 
 def test_a_folder_of_something_else_is_never_replaced(folder: DataFolder, tmp_path: Path) -> None:
@@ -308,7 +338,7 @@ def test_an_earlier_base_model_is_replaced(folder: DataFolder, tmp_path: Path) -
         ({"pretrain_steps": 1, "learning_rate": 0.0}, "learning_rate: 0.0"),
         ({"pretrain_steps": 1, "answer_weight": 1.5}, "answer_weight: 1.5"),
         ({"pretrain_steps": 1, "ramp": -0.1}, "ramp: -0.1"),
-        ({"pretrain_steps": 1, "max_minutes": 0}, "max_minutes: 0"),
+        ({"pretrain_steps": 1, "disguised": 1.5}, "disguised: 1.5"),
     ],
 )
 def test_an_option_out_of_range_is_refused_by_name(
