@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from ilora.data.catalog import Catalog
 from ilora.data.collation import Collator, RecommendationDataset
 from ilora.data.folder import DataFolder
 from ilora.data.prompts import PromptBuilder
@@ -45,6 +46,7 @@ def evaluate(
     min_history: int = 3,
     max_rows: int | None = None,
     seed: int = 0,
+    catalog: Catalog | None = None,
 ) -> dict[str, Any]:
     """Measure a recommender on the frozen candidates of a split.
 
@@ -56,6 +58,8 @@ def evaluate(
         min_history: rows with a shorter history are left out; the paper's loaders use 3.
         max_rows: evaluate on the first so many rows alone.
         seed: of the bootstrap.
+        catalog: the one the model was trained on, as ``load_model`` returns it; data whose ids mean
+            other titles are then refused, and without it only those of another number of items.
 
     Returns:
         The content of ``metrics.json``: ``hit_ratio_at_1``, ``hit_ratio_at_1_valid``,
@@ -64,14 +68,25 @@ def evaluate(
         ``seed``, ``seconds``, the data's name and hash, package versions.
 
     Raises:
-        InputError: an unknown ``decode``, the data of another catalogue, or no row left.
+        InputError: an unknown ``decode``, a size below 1, the data of another catalogue, or no row
+            left.
     """
+    for name, size in (("batch_size", batch_size), ("max_rows", max_rows)):
+        if size is not None and size < 1:
+            raise InputError(f"{name} is {size}; it must be at least 1")
     if decode not in DECODES:
         raise InputError(f"decode is {decode!r}; it must be one of {', '.join(DECODES)}")
     if model.encoder.num_items != len(folder.catalog):
         raise InputError(
             f"data: {folder.path} has {len(folder.catalog)} items, but the model was trained on "
             f"{model.encoder.num_items}; give the data it was trained on"
+        )
+    if catalog is not None and catalog != folder.catalog:
+        pairs = enumerate(zip(catalog.titles, folder.catalog.titles, strict=True))
+        item, (own, other) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
+        raise InputError(
+            f"data: item {item} is {other!r} in {folder.path} and {own!r} in the model's catalogue; "
+            "give the data it was trained on"
         )
     builder = PromptBuilder(model.tokenizer, folder.catalog, folder.domain, folder.window)
     rows = RecommendationDataset(folder, split, builder, min_history=min_history, answer=False)
