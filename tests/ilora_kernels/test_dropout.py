@@ -69,6 +69,7 @@ def test_the_mask_is_the_documented_arithmetic() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 def test_the_gpu_computes_the_same_mask() -> None:
     on_gpu = keep_mask(torch.tensor([77], device="cuda"), ROWS, COLUMNS, 0.3)
     assert torch.equal(on_gpu.cpu(), mask(77, 0.3))
