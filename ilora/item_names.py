@@ -43,8 +43,10 @@ def parse_items(argument: str, values: Sequence[str], catalog: Catalog) -> list[
 
 def item_of_title(argument: str, title: str, catalog: Catalog) -> int:
     """The one item of that title; raises `InputError` as `parse_items` does."""
-    folded = [fold_title(one) for one in catalog.titles]
     wanted = fold_title(title)
+    if not wanted:
+        raise InputError(f"{argument}: an empty text names no item; give ids or titles")
+    folded = [fold_title(one) for one in catalog.titles]
     found = [item for item, one in enumerate(folded) if one == wanted]
     if len(found) == 1:
         return found[0]

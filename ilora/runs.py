@@ -135,7 +135,7 @@ def _add_encoder(findings: Findings, folder: Path, name: str) -> None:
 
 
 def _add_training_run(findings: Findings, folder: Path, name: str) -> None:
-    if not (folder / LOG_FILE).is_file():
+    if not ((folder / LOG_FILE).is_file() and (folder / "model").is_dir()):
         findings.notes.append(
             f"{name} has not finished training: `ilora train --out {folder} --resume` goes on with it."
         )

@@ -23,7 +23,7 @@ def group() -> None:
     epilog=example(
         "ilora base-llm build --data data/synthetic --preset tiny --out models/tiny",
         "ilora base-llm build --data data/lastfm --data data/games --preset small "
-        "--pretrain-steps 3000 --max-minutes 20 --out models/small",
+        "--pretrain-steps 3000 --out models/small",
     )
 )
 def build(
@@ -46,6 +46,9 @@ def build(
     answer_weight: Annotated[
         float, typer.Option(help="Share of the loss that the answers have, 0 to 1.")
     ] = 0.5,
+    ramp: Annotated[
+        float, typer.Option(help="Share of the training over which prompts grow, 0 to 1.")
+    ] = 0.7,
     disguised: Annotated[
         float,
         typer.Option(help="Share of prompts with titles of random tokens, to learn copying."),
@@ -72,6 +75,7 @@ def build(
             batch_size=batch_size,
             learning_rate=learning_rate,
             answer_weight=answer_weight,
+            ramp=ramp,
             disguised=disguised,
         )
     pairs = [

@@ -21,6 +21,8 @@ _SYSTEM_SENTENCES = {
     errno.EACCES: "access is denied; choose a path that you may use",
     errno.EPERM: "access is denied; choose a path that you may use",
     errno.EROFS: "the disk is read-only; choose another --out",
+    errno.ENOENT: "no such file or folder; give one that is there",
+    errno.EEXIST: "a file is in the way; choose another path",
     errno.ENAMETOOLONG: "the path is too long; choose a shorter one",
     errno.ENOTDIR: "a part of the path is a file; choose another path",
     errno.EISDIR: "it is a folder; give the path of a file",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -112,6 +113,10 @@ def _run(out: Path, file: Path | None, changes: dict[str, Any], resume: bool) ->
         raise KeyboardInterrupt(
             f"interrupted; `ilora train --out {out} --resume` goes on from the last checkpoint"
         ) from None
+    if int(os.environ.get("RANK", "0")) != 0:  # under torchrun the first process speaks for all
+        return
+    if result.was_finished:
+        typer.echo(f"note: the run in {out} had finished, and nothing was trained", err=True)
     _print_record(out, settings.data, result.record)
 
 

@@ -1,0 +1,341 @@
+"""The command line: every command explains itself, every mistake gets one sentence, and it works."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from ilora.cli import app
+from ilora.cli.assignments import parse_assignments
+from ilora.cli.failures import explain
+from ilora.errors import InputError
+from tests.ilora.tiny_world import World
+
+ROOT = typer.main.get_command(app)
+
+
+def leaves(
+    command: Any = ROOT, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command that does something, with the words that lead to it."""
+    inner = getattr(command, "commands", {})
+    if not inner:
+        yield path, command
+    for name, sub in inner.items():
+        yield from leaves(sub, (*path, name))
+
+
+COMMANDS = dict(leaves())
+EXAMPLES = [
+    (path, line)
+    for path, command in COMMANDS.items()
+    for line in (command.epilog or "").split("\n\n")[1:]
+]
+
+
+def run(*words: object) -> Any:
+    """Run ``ilora WORDS`` in this process."""
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def refusal(*words: object) -> str:
+    """The one sentence with which a command refuses."""
+    result = run(*words)
+    assert result.exit_code == 1, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    assert result.stdout == ""
+    return lines[0]
+
+
+def test_all_commands_of_the_contract_are_there() -> None:
+    assert {" ".join(path) for path in COMMANDS} == {
+        "doctor",
+        "quickstart",
+        "data build movielens-100k",
+        "data build csv",
+        "data build synthetic",
+        "data check",
+        "base-llm build",
+        "encoder train",
+        "train",
+        "evaluate",
+        "recommend",
+        "report",
+    }
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_shows_an_example_of_the_command(path: tuple[str, ...]) -> None:
+    result = run(*path, "--help")
+    assert result.exit_code == 0
+    assert "Example" in result.output
+    assert f"ilora {' '.join(path)}" in result.output
+
+
+@pytest.mark.parametrize(("path", "line"), EXAMPLES, ids=[line for _, line in EXAMPLES])
+def test_every_example_is_understood(path: tuple[str, ...], line: str) -> None:
+    words = shlex.split(line.split(">")[0])
+    assert words[: 1 + len(path)] == ["ilora", *path]
+    COMMANDS[path].make_context(path[-1], words[1 + len(path) :])  # raises on an unknown option
+
+
+def test_help_starts_without_any_heavy_library() -> None:
+    code = (
+        "import sys, ilora.cli; print(sorted({'torch', 'transformers', 'numpy', 'matplotlib', "
+        "'pydantic'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_version_is_told() -> None:
+    assert run("--version").stdout.startswith("ilora")
+
+
+def test_an_unknown_option_is_a_usage_error() -> None:
+    assert run("train", "--nonsense").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("data check {tmp}/none", "is not a folder"),
+        ("data check {data} --name x", "give --fix"),
+        ("data build csv --source {tmp}/none.csv --out {tmp}/o", "is missing"),
+        ("data build movielens-100k --source {tmp} --out {tmp}/o", "u.item is missing"),
+        ("data build synthetic --users 3 --out {tmp}/o", "num_users: 3"),
+        ("data build synthetic --out {tmp}/file/o", "a file is in the way"),
+        ("base-llm build --data {tmp}/none --out {tmp}/o", "is not a folder"),
+        ("base-llm build --data {data} --preset big --out {tmp}/o", "preset: 'big'"),
+        ("encoder train --data {data} --encoder x --out {tmp}/o", "encoder is 'x'"),
+        ("encoder train --data {data} --set x --out {tmp}/o", "KEY=VALUE"),
+        ("train --out {tmp}/o", "give --data"),
+        ("train --out {tmp}/o --config {tmp}/none.yaml", "does not exist"),
+        ("train --out {tmp}/o --data d --llm l --encoder e", "d is not a folder"),
+        ("train --out {tmp}/o --data d --llm l --encoder e --method dora", "'dora'"),
+        ("train --out {tmp}/o --data d --llm l --encoder e --rank 6", "not a multiple of 4"),
+        ("train --out {tmp}/o --data d --llm l --encoder e --set x.y=1", "unknown key x"),
+        ("train --out {tmp}/o --data {data} --llm l.pt --encoder {encoder}", "pickle"),
+        ("evaluate --data {data} --model {tmp}/model.pt", "pickle"),
+        ("evaluate --data {data} --model {tmp}/none", "is not a folder"),
+        ("evaluate --data {data} --model {tmp}", "config.yaml is missing"),
+        ("evaluate --data {data} --model m --split train", "only val and test"),
+        ("recommend --model {tmp}/model.pt --history 1", "pickle"),
+        ("report {tmp}", "holds no training run"),
+        ("report {tmp}/none", "is not a folder"),
+    ],
+)
+def test_a_mistake_gets_one_sentence_and_leaves_nothing(
+    line: str, told: str, tmp_path: Path, world: World
+) -> None:
+    (tmp_path / "file").touch()
+    places = {"tmp": tmp_path, "data": world.folder.path, "encoder": world.encoder}
+    assert told in refusal(*(word.format(**places) for word in line.split()))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_unknown_key_in_a_configuration_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("training: {learning_speed: 1}\ndata: d\nllm: l\nencoder: e\n")
+    told = refusal("train", "--config", file, "--out", tmp_path / "run")
+    assert "training.learning_speed" in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_environment_that_asks_for_a_missing_backend_is_refused(
+    monkeypatch: pytest.MonkeyPatch, world: World, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ILORA_BACKEND", "cuda")
+    monkeypatch.setattr("ilora_kernels.backends", lambda: {"cuda": "there is no GPU."})
+    told = refusal("evaluate", "--model", tmp_path, "--data", world.folder.path)
+    assert "ILORA_BACKEND is cuda" in told
+    assert "there is no GPU" in told
+
+
+def test_a_full_disk_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/somewhere/x")
+
+    monkeypatch.setattr("ilora.doctor.diagnose", fail)
+    assert refusal("doctor").startswith("error: /somewhere/x: the disk is full")
+
+
+def test_a_full_disk_is_recognised_in_the_words_of_a_library() -> None:
+    told = explain(RuntimeError("I/O error: No space left on device (os error 28)"))
+    assert told is not None
+    assert "disk is full" in told
+    assert explain(RuntimeError("shapes do not match")) is None
+    assert explain(OSError(errno.EPIPE, "Broken pipe")) is None
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("ilora.doctor.diagnose", fail)
+    with pytest.raises(RuntimeError, match="a defect"):
+        CliRunner().invoke(app, ["doctor"], catch_exceptions=False)
+
+
+def test_an_interrupted_training_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ilora.training.train", interrupt)
+    out = tmp_path / "run"
+    result = run("train", "--out", out, *["--data", "d", "--llm", "l", "--encoder", "e"])
+    assert result.exit_code == 130
+    assert f"ilora train --out {out} --resume" in result.stderr
+
+
+def test_a_run_that_had_finished_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    record = {"method": "lora", "train_rows": 9, "steps": 3, "seconds": 1.0, "device": "cpu"}
+    record |= {"trainable_parameters": 7, "log": []}
+    finished = SimpleNamespace(record=record, was_finished=True)
+    monkeypatch.setattr("ilora.training.train", lambda *_, **__: finished)
+    result = run("train", "--out", tmp_path, *["--data", "d", "--llm", "l", "--encoder", "e", "--resume"])
+    assert result.exit_code == 0
+    assert "had finished" in result.stderr
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", True), ("1", False)])
+def test_of_several_processes_the_first_prints(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rank: str, lines: bool
+) -> None:
+    record = {"method": "lora", "train_rows": 9, "steps": 3, "seconds": 1.0, "device": "cpu"}
+    record |= {"trainable_parameters": 7, "log": []}
+    made = SimpleNamespace(record=record, was_finished=False)
+    monkeypatch.setattr("ilora.training.train", lambda *_, **__: made)
+    monkeypatch.setenv("RANK", rank)
+    result = run("train", "--out", tmp_path, *["--data", "d", "--llm", "l", "--encoder", "e"])
+    assert result.exit_code == 0
+    assert bool(result.stdout) == lines
+
+
+def test_options_and_assignments_reach_the_settings_and_a_file_comes_after_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class ReachedError(Exception):
+        pass
+
+    def note(settings: Any, out: Path, *, resume: bool) -> None:
+        raise ReachedError(settings)
+
+    monkeypatch.setattr("ilora.training.train", note)
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: d\nllm: l\nencoder: e\nseed: 5\ntraining: {max_steps: 7, epochs: 2}\n")
+    words = "--max-steps 9 --method lora --set adapter.dropout=0.3 --set training.bf16=true"
+    with pytest.raises(ReachedError) as reached:
+        CliRunner().invoke(
+            app,
+            ["train", "--config", str(file), "--out", str(tmp_path / "run"), *words.split()],
+            catch_exceptions=False,
+        )
+    settings = reached.value.args[0]
+    assert (settings.training.max_steps, settings.training.epochs, settings.seed) == (9, 2, 5)
+    assert (settings.adapter.method, settings.adapter.dropout) == ("lora", 0.3)
+    assert settings.training.bf16 is True
+
+
+def test_assignments_are_yaml() -> None:
+    assert parse_assignments(["a.b=1", "c=[x, y]", "d = 1=2"]) == {
+        "a.b": 1,
+        "c": ["x", "y"],
+        "d": "1=2",
+    }
+
+
+@pytest.mark.parametrize("text", ["a", "=1", "a=", "a=null", "a=[1"])
+def test_an_assignment_without_key_or_value_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="set: "):
+        parse_assignments([text])
+
+
+def test_a_folder_is_fixed_and_its_statistics_written(tmp_path: Path, world: World) -> None:
+    for name in ("items.csv", "train.jsonl.gz", "val.jsonl.gz", "test.jsonl.gz"):
+        (tmp_path / name).write_bytes((world.folder.path / name).read_bytes())
+    assert "--fix" in refusal("data", "check", tmp_path)
+    result = run(
+        *("data", "check", tmp_path, "--fix", "--name", "mine", "--domain", "game"),
+        *("--out", tmp_path / "report.json"),
+    )
+    assert result.exit_code == 0
+    assert "dataset.json" in result.stderr
+    assert "mine (game)" in result.stdout
+    assert json.loads((tmp_path / "report.json").read_text())["items"] == len(world.folder.catalog)
+
+
+def test_items_of_a_table_without_titles_are_noted(tmp_path: Path) -> None:
+    titles = ["user,item,timestamp,name"]
+    titles += [f"u{u},i{(u + k) % 25},{k},{'' if u else 'x'}" for u in range(30) for k in range(4)]
+    (tmp_path / "plays.csv").write_text("\n".join(titles).replace("0,x", "0,") + "\n")
+    result = run(
+        *("data", "build", "csv", "--source", tmp_path / "plays.csv", "--out", tmp_path / "out"),
+        *("--title-column", "name"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "note: " in result.stderr
+    assert "have no title" in result.stderr
+
+
+def test_the_whole_way_from_data_to_report(tmp_path: Path) -> None:
+    """Every command, on made-up data, the way a user types them."""
+    data, llm, encoder = tmp_path / "data", tmp_path / "llm", tmp_path / "sasrec"
+    runs = {method: tmp_path / "runs" / method for method in ("lora", "ilora")}
+
+    def do(*words: object) -> Any:
+        result = run(*words)
+        assert result.exit_code == 0, result.output
+        return result
+
+    do("data", "build", "synthetic", "--users", 60, "--out", data)
+    do("data", "check", data)
+    do("base-llm", "build", "--data", data, "--out", llm)
+    do("encoder", "train", "--data", data, "--max-epochs", 1, "--out", encoder)
+    budget = "--max-steps 2 --batch-size 4 --micro-batch-size 2 --set training.evaluations=1"
+    for method, out in runs.items():
+        inputs = ("--data", data, "--llm", llm, "--encoder", encoder, "--method", method)
+        done = do("train", *inputs, "--out", out, *budget.split())
+        assert "trainable parameters" in done.stdout
+        assert "ilora evaluate --model" in done.stderr
+    for decode in ("free", "rank"):
+        do("evaluate", "--model", runs["ilora"], "--data", data, "--decode", decode)
+    do("evaluate", "--model", runs["lora"] / "model", "--data", data, "--max-rows", 2)
+    folders = sorted(p.parent.name for p in tmp_path.glob("runs/*/evaluation/*/metrics.json"))
+    assert folders == ["test-free", "test-free-first-2", "test-rank"]
+
+    title = (data / "items.csv").read_text().splitlines()[4].split(",")[1]  # of item 3
+    out = tmp_path / "recommendation.json"
+    words = ("--history", "1,2", "--history", title, "--candidates", "4,5,6", "--top", 2)
+    shown = do("recommend", "--model", runs["ilora"], *words, "--out", out)
+    found = json.loads(out.read_text())
+    assert found["history"] == [1, 2, 3]
+    assert {one["item"] for one in found["ranking"]} < {4, 5, 6}
+    assert found["ranking"][0]["title"] in shown.stdout
+    assert "99 is not in the catalogue" in refusal(
+        "recommend", "--model", runs["ilora"], "--history", "3,99"
+    )
+
+    reported = do("report", tmp_path / "runs", encoder, "--out", tmp_path / "report")
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert names == {"report.md", "report.json", "hit_ratio.png", "loss.png", "gates.png"}
+    text = (tmp_path / "report" / "report.md").read_text()
+    for name in ("ilora (test-free)", "ilora (test-rank)", "lora (test-free-first-2)"):
+        assert name in text
+    assert "sasrec (test-encoder)" in text
+    assert "different numbers of rows" in reported.stderr

@@ -1,0 +1,181 @@
+"""What run folders tell a report: nothing is left out, and what cannot be compared is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ilora.data.synthetic import build_synthetic
+from ilora.errors import InputError
+from ilora.model_folder import save_model
+from ilora.runs import collect_runs, read_gates
+from tests.ilora.tiny_world import World
+
+LOG = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 2.5}]
+SETTINGS = "data: nowhere\nllm: l\nencoder: e\nadapter: {method: lora}\n"
+
+
+def write_run(path: Path, *, finished: bool = True, **record: Any) -> Path:
+    """A training run as far as its log."""
+    path.mkdir(parents=True)
+    (path / "settings.yaml").write_text(SETTINGS)
+    if finished:
+        (path / "model").mkdir()
+        told = {"seconds": 1.5, "trainable_parameters": 7, "resumed_from": None, "log": LOG}
+        (path / "training.json").write_text(json.dumps(told | record))
+    return path
+
+
+def write_evaluation(run: Path, name: str = "test-free", **metrics: Any) -> Path:
+    """What `ilora evaluate` leaves there."""
+    folder = run / "evaluation" / name
+    folder.mkdir(parents=True)
+    told = {
+        "hit_ratio_at_1": 0.25,
+        "hit_ratio_at_1_valid": None,
+        "valid_ratio": 0.0,
+        "n": 8,
+        "ci95": {"hit_ratio_at_1": [0.0, 0.5]},
+        "split": name.split("-")[0],
+        "data": {"sha256": "d"},
+    }
+    (folder / "metrics.json").write_text(json.dumps(told | metrics))
+    (folder / "predictions.jsonl").write_text('{"candidates": [1, 2, 3, 4]}\n')
+    return folder
+
+
+def test_an_evaluated_run_gives_a_row_and_curves(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "mine")
+    write_evaluation(run)
+    found = collect_runs([run])
+    (row,) = found.rows
+    assert (row.name, row.hit_ratio_at_1, row.ci95, row.n) == (
+        "mine (test-free)",
+        0.25,
+        (0, 0.5),
+        8,
+    )
+    assert (row.seconds, row.trainable_parameters) == (1.5, 7)
+    assert found.curves == {"mine": {"train": [(1, 3.0), (2, 2.0)], "validation": [(2, 2.5)]}}
+    assert found.chance == 0.25
+    assert found.notes == []
+
+
+def test_an_encoder_gives_a_row_for_each_split(world: World) -> None:
+    test, val = collect_runs([world.encoder]).rows
+    assert (test.name, val.name) == ("encoder (test-encoder)", "encoder (val-encoder)")
+    assert test.valid_ratio == 1.0
+    assert test.trainable_parameters is not None
+
+
+def test_the_test_rows_come_first(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "mine")
+    for name in ("val-free", "test-free"):
+        write_evaluation(run, name)
+    other = write_run(tmp_path / "other")
+    write_evaluation(other)
+    names = [row.name for row in collect_runs([run, other]).rows]
+    assert names == ["mine (test-free)", "other (test-free)", "mine (val-free)"]
+
+
+def test_a_folder_of_runs_stands_for_the_runs_in_it_and_none_counts_twice(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        write_evaluation(write_run(tmp_path / name))
+    found = collect_runs([tmp_path, tmp_path / "a"])
+    assert [row.name for row in found.rows] == ["a (test-free)", "b (test-free)"]
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / place / "same") for place in ("x", "y")]
+    for run in runs:
+        write_evaluation(run)
+    names = {row.name for row in collect_runs(runs).rows}
+    assert names == {f"{run} (test-free)" for run in runs}
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ({"finished": False}, "has not finished training"),
+        ({}, "has not been evaluated"),
+        ({"resumed_from": "checkpoint-3"}, "was resumed from checkpoint-3"),
+    ],
+)
+def test_what_is_odd_about_a_run_is_noted(tmp_path: Path, kind: Any, told: str) -> None:
+    run = write_run(tmp_path / "odd", **kind)
+    assert any("odd " in note and told in note for note in collect_runs([run]).notes)
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"n": 7}, "different numbers of rows"),
+        ({"data": {"sha256": "other"}}, "come from different data"),
+    ],
+)
+def test_rows_that_cannot_be_compared_are_noted(tmp_path: Path, other: Any, told: str) -> None:
+    for name, metrics in (("a", {}), ("b", other)):
+        write_evaluation(write_run(tmp_path / name), **metrics)
+    (note,) = collect_runs([tmp_path]).notes
+    assert told in note
+
+
+def test_candidate_lists_of_several_lengths_have_no_one_chance(tmp_path: Path) -> None:
+    for name, line in (("a", '{"candidates": [1, 2]}'), ("b", '{"candidates": [1, 2, 3]}')):
+        folder = write_evaluation(write_run(tmp_path / name))
+        (folder / "predictions.jsonl").write_text(line + "\n")
+    assert collect_runs([tmp_path]).chance is None
+
+
+def test_gates_are_read_without_the_language_model(tmp_path: Path, world: World) -> None:
+    model, config = world.built()
+    save_model(tmp_path / "run" / "model", model, config, world.folder.catalog)
+    run = tmp_path / "run"
+    text = f"data: {world.folder.path}\nllm: gone\nencoder: gone\n"
+    (run / "settings.yaml").write_text(text)
+    told = {"seconds": 1.0, "trainable_parameters": 7, "resumed_from": None, "log": LOG}
+    (run / "training.json").write_text(json.dumps(told))
+    found = collect_runs([run]).gates["run"]
+    assert found.num_experts == 4
+    assert len(found.weights) == len({row.user for row in world.folder.rows("test", 3)})
+
+
+def test_gates_whose_model_is_gone_are_a_note(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "mine")
+    (run / "settings.yaml").write_text(SETTINGS.replace("lora", "ilora"))
+    write_evaluation(run)
+    found = collect_runs([run])
+    assert found.gates == {}
+    assert any("gates of mine are not shown" in note for note in found.notes)
+
+
+def test_gates_over_other_data_are_refused(tmp_path: Path, world: World) -> None:
+    model, config = world.built()
+    save_model(tmp_path / "model", model, config, world.folder.catalog)
+    other = build_synthetic(tmp_path / "data", num_users=60, num_items=28, lengths=(5, 7), seed=9)
+    with pytest.raises(InputError, match=r"is not what .* was trained on"):
+        read_gates(tmp_path / "model", other.path)
+
+
+@pytest.mark.parametrize("damage", ["", "[1]", "{}", '{"log": 3}'])
+def test_a_damaged_log_is_named(tmp_path: Path, damage: str) -> None:
+    run = write_run(tmp_path / "mine")
+    (run / "training.json").write_text(damage)
+    with pytest.raises(InputError, match=r"training\.json"):
+        collect_runs([run])
+
+
+def test_damaged_metrics_are_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "mine")
+    folder = write_evaluation(run)
+    (folder / "metrics.json").write_text('{"n": 3}')
+    with pytest.raises(InputError, match="evaluate again"):
+        collect_runs([run])
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no training run and no encoder"):
+        collect_runs([tmp_path])
