@@ -208,7 +208,9 @@ def test_a_run_that_had_finished_says_so(monkeypatch: pytest.MonkeyPatch, tmp_pa
     record |= {"trainable_parameters": 7, "log": []}
     finished = SimpleNamespace(record=record, was_finished=True)
     monkeypatch.setattr("ilora.training.train", lambda *_, **__: finished)
-    result = run("train", "--out", tmp_path, *["--data", "d", "--llm", "l", "--encoder", "e", "--resume"])
+    result = run(
+        "train", "--out", tmp_path, *["--data", "d", "--llm", "l", "--encoder", "e", "--resume"]
+    )
     assert result.exit_code == 0
     assert "had finished" in result.stderr
 
