@@ -147,7 +147,7 @@ def draw_gates(gates: GateMap, file: Path, *, title: str = "Who gets which exper
         top, bottom = figure.subplots(2, 1, sharex=True)
         extent = (0, int(edges[-1]), gates.num_experts - 0.5, -0.5)
         image = top.imshow(weights, aspect="auto", interpolation="none", extent=extent, **scale)
-        top.set_title(f"{title}: every user of the test rows")
+        top.set_title(f"{title}: one column a user")
         _draw_means(bottom, blocks, edges, scale)
         bottom.set_title("Mean of each group" if gates.groups is not None else "Mean")
         for axis in (top, bottom):
