@@ -203,6 +203,30 @@ def test_answers_do_not_depend_on_the_size_of_the_batch(
     assert any(told[0])
 
 
+@pytest.mark.parametrize("more", ["", " too"], ids=["that stops", "that goes on"])
+def test_the_longest_title_can_be_answered_whole_and_what_follows_it_is_seen(
+    world: World,
+    model: ILoRARecommender,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more: str,
+) -> None:
+    rows = world.rows(model, "test", answer=False)
+    longest = max(rows.candidates(0), key=lambda item: len(rows.builder.answer_ids(item)))
+    title = world.folder.catalog.title(longest)
+    *spoken, end = rows.builder.answer_ids(longest)
+    after = model.tokenizer(more * 5, add_special_tokens=False)["input_ids"]
+
+    def speak(self: Any, batch: Any, *, max_new_tokens: int) -> torch.Tensor:
+        return torch.tensor([[*spoken, *after, end][:max_new_tokens]])
+
+    monkeypatch.setattr(ILoRARecommender, "generate", speak)
+    evaluate(model, world.folder, "test", out=tmp_path, max_rows=1)
+    (line,) = written(tmp_path)[1]
+    assert line["answer"].startswith(title)
+    assert (line["named"] == longest) == (more == "")
+
+
 def test_only_the_first_rows_are_measured_where_that_is_asked_for(
     world: World, model: ILoRARecommender, tmp_path: Path
 ) -> None:

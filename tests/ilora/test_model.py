@@ -8,14 +8,21 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from ilora.config import AdapterSettings
 from ilora.data.prompts import IGNORED_LABEL, NO_ITEM
 from ilora.encoders import load_encoder
 from ilora.errors import InputError
 from ilora.model import ILoRARecommender
-from tests.ilora.tiny_world import CPU, World, load_llm, load_tokenizer
+from tests.ilora.tiny_world import CPU, World, load_llm, load_tokenizer, stir
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -166,11 +173,33 @@ def test_labels_on_every_column_are_all_counted_but_the_first(
     torch.testing.assert_close(model(**example).loss.double(), expected, rtol=1e-5, atol=0)
 
 
+@pytest.fixture(scope="module")
+def absolute(world: World) -> ILoRARecommender:
+    """A model that learns a vector for each position, where a Llama sees distances alone."""
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(world.llm)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_embd=32,
+        n_layer=1,
+        n_head=2,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    llm = GPT2LMHeadModel(config).requires_grad_(False)
+    llm.transformer.wpe.weight.normal_(0, 1)
+    return stir(
+        ILoRARecommender(llm, tokenizer, load_encoder(world.encoder), AdapterSettings())
+    ).eval()
+
+
+@pytest.mark.parametrize("family", ["model", "absolute"])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("multiple", [1, 64])
 def test_the_loss_does_not_depend_on_the_padding(
-    world: World, model: ILoRARecommender, side: str, multiple: int
+    world: World, family: str, side: str, multiple: int, request: pytest.FixtureRequest
 ) -> None:
+    model: ILoRARecommender = request.getfixturevalue(family)
     rows = world.rows(model, "train", answer=True)
     examples = [rows[i] for i in range(6)]
     alone = [
@@ -311,12 +340,14 @@ def asked(world: World, model: ILoRARecommender, count: int = 5) -> list:
     return examples
 
 
+@pytest.mark.parametrize("family", ["model", "absolute"])
 @pytest.mark.parametrize(
     "options", [{}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}]
 )
 def test_a_batch_of_prompts_gets_the_answers_that_each_gets_alone(
-    world: World, model: ILoRARecommender, options: dict[str, int]
+    world: World, family: str, options: dict[str, int], request: pytest.FixtureRequest
 ) -> None:
+    model: ILoRARecommender = request.getfixturevalue(family)
     examples = asked(world, model)
     options = {"max_new_tokens": 8, **options}
     returned = options.get("num_return_sequences", 1)
