@@ -296,21 +296,25 @@ def _require_free(out: Path, settings: RunSettings, resume: bool) -> None:
         recorded = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
         raise InputError(f"resume: {file} is not sound YAML; restore it") from None
-    wanted = settings.model_dump(mode="json")
-    if recorded != wanted:
-        key = _first_difference(recorded, wanted)
+    key = _first_difference(recorded, settings.model_dump(mode="json"))
+    if key is not None:
         raise InputError(
             f"resume: {key} differs from the run in {out}; give the settings in {file}, or choose a "
             "new folder"
         )
 
 
-def _first_difference(recorded: Any, wanted: Any, at: str = "") -> str:
+def _first_difference(recorded: Any, wanted: Any, at: str = "") -> str | None:
+    """The dotted key at which two trees part; one that is not there is as good as null."""
     if not isinstance(recorded, dict) or not isinstance(wanted, dict):
         return at or "a setting"
-    keys = (k for k in {**recorded, **wanted} if recorded.get(k) != wanted.get(k))
-    key = next(keys)
-    return _first_difference(recorded.get(key), wanted.get(key), f"{at}.{key}".strip("."))
+    for key in {**recorded, **wanted}:
+        ours, theirs = recorded.get(key), wanted.get(key)
+        if ours != theirs:
+            inner = _first_difference(ours, theirs, f"{at}.{key}".strip("."))
+            if inner is not None:
+                return inner
+    return None
 
 
 def _trainer(

@@ -410,6 +410,16 @@ def test_a_finished_run_is_neither_trained_again_nor_touched(
     assert_same_bits(dict(again.model.state_dict()), dict(unbroken.model.state_dict()))
 
 
+def test_settings_recorded_before_a_key_existed_are_the_same_where_it_is_not_set(
+    world: World, tmp_path: Path, unbroken: TrainingResult
+) -> None:
+    out = Path(shutil.copytree(unbroken.path.parent, tmp_path / "run"))
+    text = (out / "settings.yaml").read_text(encoding="utf-8")
+    assert "  bf16: null\n" in text
+    (out / "settings.yaml").write_text(text.replace("  bf16: null\n", ""), encoding="utf-8")
+    assert train(world.settings(LONG), out, resume=True, device="cpu").was_finished
+
+
 # Refused
 
 
