@@ -14,6 +14,8 @@ from ilora.data.prompts import IGNORED_LABEL, NO_ITEM, Example, PromptBuilder
 from ilora.errors import InputError
 
 BATCHES_PER_CHUNK = 8  # enough to sort: 4 % of the positions are padding; few enough to start soon
+FIRST_CANDIDATES = 1
+REPEATED = 0.5  # share of a disguised prompt's items that are spelled like an earlier one
 WORDING_TITLES = 8  # the words around the lists cost about as many tokens as this many titles
 
 
@@ -33,8 +35,8 @@ def prompt_length(done: float, full: PromptLength, ramp: float) -> PromptLength:
     stay about the same.
     """
     grown = 1.0 if ramp == 0 else min(1.0, done / ramp)
-    candidates = round(min(3, full.num_candidates) * (1 - grown) + full.num_candidates * grown)
-    history = round(min(2, full.max_history) * (1 - grown) + full.max_history * grown)
+    candidates = round(FIRST_CANDIDATES * (1 - grown) + full.num_candidates * grown)
+    history = round(1 - grown + full.max_history * grown)
     longest = full.num_candidates + full.max_history + WORDING_TITLES
     ratio = longest / (candidates + history + WORDING_TITLES)
     return PromptLength(candidates, history, round(full.batch_size * ratio))
@@ -123,13 +125,16 @@ def disguise(
     A model that has read a few thousand titles a hundred times each answers with those, and fails
     on a catalogue that it has not seen. A title that never occurred before and never will again
     can only be copied: such prompts teach to look a title up and spell it out, and every token of
-    the vocabulary to be copied. Which candidate is right is left to the other prompts.
+    the vocabulary to be copied. Some items share a spelling, so that titles recur within a prompt
+    and there is something to copy in its lists too, not in the answer alone. Which candidate is
+    right is left to the other prompts.
 
     Raises:
         InputError: a tokenizer that spells a title differently in a list and in an answer.
     """
     input_ids, labels = list(example.input_ids), list(example.labels)
     spelling: dict[int, list[int]] = {}
+    by_length: dict[int, list[list[int]]] = {}
     for place, item in enumerate(example.item_ids):
         if item == NO_ITEM:
             continue
@@ -141,7 +146,10 @@ def disguise(
                 "answer; pre-train with disguised=0"
             )
         if item not in spelling:
-            spelling[item] = rng.choice(ordinary_ids, len(title)).tolist()
+            known = by_length.setdefault(len(title), [])
+            if not known or rng.random() >= REPEATED:
+                known.append(rng.choice(ordinary_ids, len(title)).tolist())
+            spelling[item] = known[int(rng.integers(len(known)))]
         input_ids[start:place] = spelling[item]
     return _with_answer_of(example, builder, spelling, input_ids, labels)
 

@@ -34,6 +34,7 @@ from ilora.data.prompts import PromptBuilder
 from ilora.devices import choose_device
 from ilora.encoders import load_encoder, read_encoder_config
 from ilora.errors import InputError
+from ilora.evaluation.evaluate import evaluate
 from ilora.files import write_json
 from ilora.model import ILoRARecommender
 from ilora.model_folder import (
@@ -52,6 +53,7 @@ from ilora.training_progress import TrainingBar
 
 SETTINGS_FILE = "settings.yaml"
 LOG_FILE = "training.json"
+VALIDATION_ROWS = 256  # enough for ± 6 points; all of a split is `ilora evaluate`'s to measure
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors")
 
 
@@ -211,7 +213,9 @@ def train(
     }
     if first:
         write_json(out / LOG_FILE, record)
-        save_model(out / "model", model, config, folder.catalog, _validation(trainer, settings))
+        save_model(
+            out / "model", model, config, folder.catalog, _validation(trainer, settings, folder)
+        )
     trainer.accelerator.wait_for_everyone()
     return TrainingResult(model.eval(), out / "model", record)
 
@@ -355,19 +359,23 @@ def _trainer(
     return trainer
 
 
-def _validation(trainer: RecommenderTrainer, settings: RunSettings) -> dict[str, Any]:
-    """What ``metrics.json`` of the model folder says: the validation loss of the weights in it."""
+def _validation(
+    trainer: RecommenderTrainer, settings: RunSettings, folder: DataFolder
+) -> dict[str, Any]:
+    """What ``metrics.json`` of the model folder says: greedy answers, and the loss, on validation."""
     measured = dict(loss_curve({"log": trainer.state.log_history}, "eval_loss"))
     step = trainer.state.global_step
     if settings.training.keep == "best" and measured:
         step = min(measured, key=lambda at: measured[at])
-    return {
-        "split": "val",
-        "loss": measured.get(step),
-        "step": step,
-        "seed": settings.seed,
-        "versions": {name: version(name) for name in PACKAGES},
-    }
+    answers = evaluate(
+        trainer.recommender,
+        folder,
+        "val",
+        min_history=settings.training.min_history,
+        max_rows=VALIDATION_ROWS,
+        seed=settings.seed,
+    )
+    return answers | {"loss": measured.get(step), "step": step}
 
 
 def _arguments(
