@@ -14,7 +14,6 @@ from ilora.data.prompts import IGNORED_LABEL, NO_ITEM, Example, PromptBuilder
 from ilora.errors import InputError
 
 BATCHES_PER_CHUNK = 8  # enough to sort: 4 % of the positions are padding; few enough to start soon
-FIRST_CANDIDATES = 1
 REPEATED = 0.5  # share of a disguised prompt's items that are spelled like an earlier one
 WORDING_TITLES = 8  # the words around the lists cost about as many tokens as this many titles
 
@@ -35,8 +34,8 @@ def prompt_length(done: float, full: PromptLength, ramp: float) -> PromptLength:
     stay about the same.
     """
     grown = 1.0 if ramp == 0 else min(1.0, done / ramp)
-    candidates = round(FIRST_CANDIDATES * (1 - grown) + full.num_candidates * grown)
-    history = round(1 - grown + full.max_history * grown)
+    candidates = round(min(3, full.num_candidates) * (1 - grown) + full.num_candidates * grown)
+    history = round(min(2, full.max_history) * (1 - grown) + full.max_history * grown)
     longest = full.num_candidates + full.max_history + WORDING_TITLES
     ratio = longest / (candidates + history + WORDING_TITLES)
     return PromptLength(candidates, history, round(full.batch_size * ratio))

@@ -24,7 +24,7 @@ from ilora.config import RunSettings, read_settings
 from ilora.data.folder import DataFolder
 from ilora.data.popularity import item_counts, popularity_scores
 from ilora.data.synthetic import build_synthetic
-from ilora.encoders import load_encoder, train_encoder
+from ilora.encoders import EncoderTraining, load_encoder, train_encoder
 from ilora.errors import InputError
 from ilora.evaluation.evaluate import evaluate
 from ilora.evaluation.metrics import ranking_metrics, ranks_of_target
@@ -37,7 +37,7 @@ from ilora.training import loss_curve, train
 PRETRAIN_STEPS = 200
 PRETRAIN_BATCH = 32
 SETTINGS: dict[str, Any] = {
-    "training.max_steps": 150,
+    "training.max_steps": 200,
     "training.batch_size": 32,
     "training.learning_rate": 5e-3,
     "training.evaluations": 5,
@@ -139,6 +139,7 @@ def _base_llm(out: Path, seed: int) -> Path:
         seed=seed,
         pretrain_steps=PRETRAIN_STEPS,
         batch_size=PRETRAIN_BATCH,
+        disguised=0.0,  # both worlds have the same words, each of them one token
         device="cpu",
     )
     return path
@@ -177,7 +178,8 @@ def _ranker(name: str, metrics: dict[str, Any], **training: Any) -> ReportRow:
 def _encoder(folder: DataFolder, path: Path, seed: int) -> ReportRow:
     if not path.exists():
         _stage("SASRec: a small encoder of histories, for the gate and the prompts")
-        train_encoder(folder, path, seed=seed, device="cpu")
+        short = EncoderTraining(max_epochs=20)
+        train_encoder(folder, path, seed=seed, training=short, device="cpu")
     record = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
     encoder = load_encoder(path, num_items=len(folder.catalog))
     parameters = sum(p.numel() for p in encoder.parameters())

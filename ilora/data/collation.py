@@ -89,7 +89,7 @@ class RecommendationDataset(Dataset[Example]):
         kept = [(number, row) for number, row in numbered if len(row.history) >= min_history]
         self.rows: list[Row] = [row for _, row in kept]
         self._numbers = [number for number, _ in kept]
-        if count and not kept:
+        if not kept:
             raise InputError(
                 f"min_history: no {split} row of {folder.path} has {min_history} or more history "
                 "items; lower it"
@@ -159,7 +159,7 @@ class NegativeSampler:
         drawn = min(len(self._items_of), count + len(taken))
         titles = rng.choice(len(self._items_of), drawn, replace=False).tolist()
         kept = [title for title in titles if title not in taken][:count]
-        if count and not kept:
+        if not kept:
             raise InputError(
                 f"catalog: its {len(self._title_of)} items leave no negative beside the "
                 f"{len(excluded)} of a row; bring more items or a shorter window"
