@@ -49,15 +49,47 @@ MOODS = (
 )  # fmt: skip
 
 KINDS = {
-    "animals": ("Badger", "Falcon", "Fox", "Heron", "Otter", "Wolf"),
-    "places": ("Bridge", "Harbor", "Island", "Mill", "Tower", "Valley"),
-    "weather": ("Breeze", "Cloud", "Dawn", "Rain", "Storm", "Thunder"),
-    "objects": ("Anchor", "Candle", "Compass", "Lantern", "Mirror", "Violin"),
-    "plants": ("Cedar", "Clover", "Ivy", "Maple", "Orchid", "Thistle"),
-    "people": ("Baker", "Dancer", "Pilot", "Rider", "Sailor", "Weaver"),
-    "food": ("Apple", "Bread", "Cherry", "Honey", "Pepper", "Plum"),
-    "times": ("April", "Autumn", "Evening", "Midnight", "Sunday", "Winter"),
-}
+    "animals": (
+        "Badger", "Falcon", "Fox", "Heron", "Otter", "Wolf", "Beaver",
+        "Crane", "Deer", "Eagle", "Ferret", "Gecko", "Hare", "Jackal",
+        "Lynx", "Magpie", "Newt", "Owl", "Raven", "Stork",
+    ),
+    "places": (
+        "Bridge", "Harbor", "Island", "Mill", "Tower", "Valley", "Abbey",
+        "Beach", "Castle", "Desert", "Forest", "Garden", "Hill", "Inn",
+        "Lake", "Market", "Orchard", "Port", "Quarry", "River",
+    ),
+    "weather": (
+        "Breeze", "Cloud", "Dawn", "Rain", "Storm", "Thunder", "Blizzard",
+        "Drizzle", "Dusk", "Fog", "Frost", "Gale", "Hail", "Heat",
+        "Lightning", "Mist", "Rainbow", "Snow", "Sunshine", "Wind",
+    ),
+    "objects": (
+        "Anchor", "Candle", "Compass", "Lantern", "Mirror", "Violin", "Basket",
+        "Clock", "Drum", "Engine", "Flute", "Globe", "Hammer", "Kettle",
+        "Ladder", "Mask", "Needle", "Piano", "Ribbon", "Sword",
+    ),
+    "plants": (
+        "Cedar", "Clover", "Ivy", "Maple", "Orchid", "Thistle", "Birch",
+        "Cactus", "Daisy", "Elm", "Fern", "Heather", "Iris", "Jasmine",
+        "Laurel", "Moss", "Nettle", "Oak", "Poppy", "Rose",
+    ),
+    "people": (
+        "Baker", "Dancer", "Pilot", "Rider", "Sailor", "Weaver", "Archer",
+        "Barber", "Carpenter", "Doctor", "Farmer", "Guard", "Hunter", "Jester",
+        "Knight", "Miner", "Nurse", "Painter", "Queen", "Singer",
+    ),
+    "food": (
+        "Apple", "Bread", "Cherry", "Honey", "Pepper", "Plum", "Almond",
+        "Butter", "Cheese", "Dumpling", "Fig", "Garlic", "Lemon", "Mango",
+        "Noodle", "Olive", "Peach", "Rice", "Soup", "Tea",
+    ),
+    "times": (
+        "April", "Autumn", "Evening", "Midnight", "Sunday", "Winter", "August",
+        "Century", "December", "Easter", "Friday", "Holiday", "January", "June",
+        "March", "Monday", "Morning", "Noon", "October", "Spring",
+    ),
+}  # fmt: skip
 
 STREAM = 0x5E9  # keeps these draws apart from the split's and the candidates' of the same seed
 
@@ -153,8 +185,8 @@ def build_synthetic(
 def synthetic_catalog(num_items: int, num_groups: int) -> Catalog:
     """The titles: item `mood · num_groups + kind` is `"<mood> <thing of that kind>"`.
 
-    The things of a kind take turns along the moods, each kind in another order, so that neither
-    word tells the other.
+    The things of a kind take turns along the moods, each kind in another order. Up to 20 moods no
+    thing comes twice.
     """
     kinds = list(KINDS.values())[:num_groups]
     titles = []
