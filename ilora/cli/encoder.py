@@ -30,16 +30,28 @@ def train(
     out: OutOption,
     encoder: Annotated[str, typer.Option(help="Which encoder: sasrec.")] = "sasrec",
     hidden_size: Annotated[int, typer.Option(help="Width of item and history vectors.")] = 64,
-    learning_rate: Annotated[float, typer.Option(help="Adam's, constant.")] = 1e-3,
-    batch_size: Annotated[int, typer.Option(help="About so many targets a step.")] = 256,
-    weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay.")] = 0.0,
-    max_epochs: Annotated[int, typer.Option(help="At most so many epochs.")] = 60,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Adam's, constant. Default: 1e-3.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="About so many targets a step. Default: 256.")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Decoupled weight decay. Default: 0.1.")
+    ] = None,
+    max_epochs: Annotated[
+        int | None, typer.Option(help="At most so many epochs. Default: 60.")
+    ] = None,
     patience: Annotated[
-        int, typer.Option(help="Stop after so many epochs without a better validation NDCG.")
-    ] = 8,
+        int | None,
+        typer.Option(
+            help="Stop after so many epochs without a better validation NDCG. Default: 10."
+        ),
+    ] = None,
     min_history: Annotated[
-        int, typer.Option(help="Leave out validation and test rows with a shorter history.")
-    ] = 1,
+        int | None,
+        typer.Option(help="Leave out validation and test rows with a shorter history. Default: 3."),
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="An option of the encoder; repeatable."),
@@ -48,6 +60,15 @@ def train(
 ) -> None:
     """Train an encoder, stop early on validation rows, measure it on the frozen candidates."""
     options = parse_assignments(option or [])
+    asked = {
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "weight_decay": weight_decay,
+        "max_epochs": max_epochs,
+        "patience": patience,
+        "min_history": min_history,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
     from ilora.cli.libraries import quiet_libraries
 
     with quiet_libraries():
@@ -61,14 +82,7 @@ def train(
             seed=seed,
             hidden_size=hidden_size,
             options=options,
-            training=EncoderTraining(
-                learning_rate=learning_rate,
-                batch_size=batch_size,
-                weight_decay=weight_decay,
-                max_epochs=max_epochs,
-                patience=patience,
-                min_history=min_history,
-            ),
+            training=EncoderTraining(**given),
         )
     _print_metrics(out, result.metrics)
 

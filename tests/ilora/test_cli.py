@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import inspect
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -16,9 +19,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from ilora.base_llm import build_base_llm
 from ilora.cli import app
 from ilora.cli.assignments import parse_assignments
 from ilora.cli.failures import explain
+from ilora.config import AdapterSettings, TrainingSettings
+from ilora.encoders import EncoderTraining
 from ilora.errors import InputError
 from tests.ilora.tiny_world import World
 
@@ -341,3 +347,32 @@ def test_the_whole_way_from_data_to_report(tmp_path: Path) -> None:
         assert name in text
     assert "sasrec (test-encoder)" in text
     assert "different numbers of rows" in reported.stderr
+
+
+def stated_defaults(*command: str) -> dict[str, float]:
+    """Numbers that a command's options state as their defaults."""
+    stated = {}
+    for option in COMMANDS[command].params:
+        found = re.search(r"Default: ([\d.e+-]+)\.$", option.help or "")
+        if found:
+            stated[option.name] = float(found[1])
+    return stated
+
+
+def test_options_state_the_defaults_of_the_settings_behind_them() -> None:
+    encoder = dataclasses.asdict(EncoderTraining())
+    training = {**AdapterSettings().model_dump(), **TrainingSettings().model_dump(), "seed": 0}
+    training["experts"] = training.pop("num_experts")
+    for stated, used in (
+        (stated_defaults("encoder", "train"), encoder),
+        (stated_defaults("train"), training),
+    ):
+        assert len(stated) >= 5
+        assert stated == {name: used[name] for name in stated}
+
+
+def test_options_of_base_models_have_the_defaults_of_the_function_behind_them() -> None:
+    parameters = inspect.signature(build_base_llm).parameters
+    for option in COMMANDS["base-llm", "build"].params:
+        if option.name in parameters and not option.required:
+            assert option.default == parameters[option.name].default, option.name
