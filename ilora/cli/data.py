@@ -157,6 +157,13 @@ def check(
     name: Annotated[
         str | None, typer.Option(help="With --fix: name of the data set. Default: the folder's.")
     ] = None,
+    excluded: Annotated[
+        str | None,
+        typer.Option(
+            help="With --fix: what negatives stay out of: sequence (all items the user met) or "
+            "history (the row's own, as in the paper's code). Default: sequence."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="With --fix: seed of the candidates.")] = 0,
     out: JsonOption = None,
 ) -> None:
@@ -165,12 +172,13 @@ def check(
     from ilora.errors import InputError
 
     if fix:
-        written = fix_folder(path, seed=seed, domain=cast(Any, domain), name=name)
+        rule: dict[str, Any] = {} if excluded is None else {"excluded": excluded}
+        written = fix_folder(path, seed=seed, domain=cast(Any, domain), name=name, **rule)
         typer.echo(
             f"wrote {', '.join(written)}" if written else "complete, nothing to fix", err=True
         )
-    elif domain is not None or name is not None:
-        raise InputError("domain and name are written by --fix; give --fix or leave them out")
+    elif (domain, name, excluded) != (None, None, None):
+        raise InputError("domain, name and excluded are for --fix; give --fix or leave them out")
     _print_statistics(path, out)
 
 

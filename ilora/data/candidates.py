@@ -15,6 +15,7 @@ from ilora.errors import InputError
 
 NUM_CANDIDATES = 20  # 19 negatives and the target, as LLaRA and iLoRA evaluate
 Exclusion = Literal["sequence", "history"]
+EXCLUSIONS: tuple[Exclusion, ...] = ("sequence", "history")
 
 
 def known_items(sequences: Iterable[UserSequence], rows: Iterable[Row]) -> dict[int, set[int]]:

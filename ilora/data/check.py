@@ -11,6 +11,7 @@ import numpy as np
 
 from ilora.data.candidates import (
     NUM_CANDIDATES,
+    EXCLUSIONS,
     Exclusion,
     candidate_count,
     draw_candidates,
@@ -194,6 +195,8 @@ def fix_folder(
     domain = domain_of(name) if domain is None else domain
     if domain not in DOMAINS:
         raise InputError(f"domain is {domain!r}; it must be one of {', '.join(DOMAINS)}")
+    if excluded not in EXCLUSIONS:
+        raise InputError(f"excluded is {excluded!r}; it must be one of {', '.join(EXCLUSIONS)}")
     try:
         return _complete(path, seed=seed, domain=domain, name=name, excluded=excluded)
     except OSError as error:

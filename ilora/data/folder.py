@@ -10,6 +10,7 @@ from typing import Any
 
 from ilora.data.candidates import (
     NUM_CANDIDATES,
+    EXCLUSIONS,
     Exclusion,
     candidate_count,
     draw_candidates,
@@ -241,6 +242,8 @@ def write_folder(
     _require_free(path, overwrite)
     if domain not in DOMAINS:
         raise InputError(f"domain is {domain!r}; it must be one of {', '.join(DOMAINS)}")
+    if excluded not in EXCLUSIONS:
+        raise InputError(f"excluded is {excluded!r}; it must be one of {', '.join(EXCLUSIONS)}")
     if rows is not None:
         if split_rule is None:
             raise InputError("rows were given without split_rule; say how they were divided")

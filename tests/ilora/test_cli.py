@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -376,3 +377,19 @@ def test_options_of_base_models_have_the_defaults_of_the_function_behind_them() 
     for option in COMMANDS["base-llm", "build"].params:
         if option.name in parameters and not option.required:
             assert option.default == parameters[option.name].default, option.name
+
+
+def test_candidates_can_be_drawn_by_the_rule_of_the_papers_code(
+    tmp_path: Path, world: World
+) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(world.folder.path, folder)
+    for name in ("candidates.val.jsonl.gz", "candidates.test.jsonl.gz", "dataset.json"):
+        (folder / name).unlink()
+    sentence = refusal("data", "check", folder, "--fix", "--excluded", "nothing")
+    assert "excluded is 'nothing'" in sentence
+    assert not (folder / "dataset.json").exists()
+    assert run("data", "check", folder, "--fix", "--excluded", "history").exit_code == 0
+    manifest = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    assert manifest["candidates"]["excluded"] == "history"
+    assert "--fix" in refusal("data", "check", folder, "--excluded", "history")
