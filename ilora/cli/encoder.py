@@ -60,7 +60,7 @@ def train(
 ) -> None:
     """Train an encoder, stop early on validation rows, measure it on the frozen candidates."""
     options = parse_assignments(option or [])
-    asked = {
+    asked: dict[str, Any] = {
         "learning_rate": learning_rate,
         "batch_size": batch_size,
         "weight_decay": weight_decay,

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ilora.data.candidates import (
-    NUM_CANDIDATES,
     EXCLUSIONS,
+    NUM_CANDIDATES,
     Exclusion,
     candidate_count,
     draw_candidates,

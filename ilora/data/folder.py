@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ilora.data.candidates import (
-    NUM_CANDIDATES,
     EXCLUSIONS,
+    NUM_CANDIDATES,
     Exclusion,
     candidate_count,
     draw_candidates,
