@@ -83,6 +83,8 @@ def gated_lora_linear(
     the low-rank path alone. The weight and the bias get no gradient; asking for one
     (``requires_grad`` while gradients are recorded) is a ``ValueError``.
     """
+    if weight is None:
+        raise TypeError("weight is None; give the frozen weight, or call gated_lora without one.")
     return _apply(x, weight, bias, None, lora_A, lora_B, gate, scaling, dropout_p, cu_seqlens)
 
 
@@ -119,15 +121,14 @@ def _apply(
     dropout_p: float,
     cu_seqlens: Tensor | None,
 ) -> Tensor:
-    named = {"x": x, "weight": weight, "bias": bias, "base": base}
-    named |= {"lora_A": lora_A, "lora_B": lora_B, "gate": gate}
-    given = {name: tensor for name, tensor in named.items() if tensor is not None}
+    optional = {"weight": weight, "bias": bias, "base": base}
+    given = {name: tensor for name, tensor in optional.items() if tensor is not None}
+    given |= {"x": x, "lora_A": lora_A, "lora_B": lora_B, "gate": gate}
     _check_dtypes(given)
     _check_devices(given, cu_seqlens)
     _check_shapes(given)
     _check_frozen(weight, bias)
-    if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"dropout_p is {dropout_p}; it must be at least 0 and less than 1.")
+    _check_numbers(scaling=scaling, dropout_p=dropout_p)
 
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
@@ -157,11 +158,11 @@ def _one_gate_form(
     x: Tensor, gate: Tensor, cu_seqlens: Tensor | None
 ) -> tuple[Tensor, int, Tensor | None]:
     """Bring the gate to ``[G, K]``; say how many rows of x each governs, or where they start."""
-    num_tokens = x.shape[:-1].numel()
-    if gate.ndim == 1:
-        return gate[None], num_tokens, None
     if cu_seqlens is not None:
         _check_packed(x, gate, cu_seqlens)
+    if gate.ndim == 1:
+        return gate[None], x.shape[:-1].numel(), None
+    if cu_seqlens is not None:
         return gate, 0, cu_seqlens
     if gate.ndim == 2 and x.ndim == 3:
         if gate.shape[0] != x.shape[0]:
@@ -256,12 +257,25 @@ def _check_frozen(weight: Tensor | None, bias: Tensor | None) -> None:
             )
 
 
+def _check_numbers(*, scaling: float, dropout_p: float) -> None:
+    for name, value in (("scaling", scaling), ("dropout_p", dropout_p)):
+        if not hasattr(value, "__float__"):
+            raise TypeError(f"{name} is a {type(value).__name__}; it must be a number.")
+    if not 0.0 <= dropout_p < 1.0:
+        raise ValueError(f"dropout_p is {dropout_p}; it must be at least 0 and less than 1.")
+
+
 def _check_packed(x: Tensor, gate: Tensor, cu_seqlens: Tensor) -> None:
     if x.ndim != 2:
         raise ValueError(
             f"x has shape {_shape(x)}; with cu_seqlens it is a packed batch of shape [T, d_in]."
         )
-    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] != gate.shape[0] + 1:
+    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] == 0:
+        raise ValueError(
+            f"cu_seqlens has shape {_shape(cu_seqlens)}; it must be [B + 1], one more than there are "
+            "sequences."
+        )
+    if gate.ndim == 2 and cu_seqlens.shape[0] != gate.shape[0] + 1:
         raise ValueError(
             f"cu_seqlens has shape {_shape(cu_seqlens)}; for gate of shape {_shape(gate)} it must be "
             f"[{gate.shape[0] + 1}], one more than there are sequences."

@@ -46,6 +46,7 @@ class InstanceGates:
     @contextmanager
     def set(self, gate: Tensor, *, cu_seqlens: Tensor | None = None) -> Iterator[None]:
         """Let the layers use ``gate`` inside the block; ``cu_seqlens`` as in ``gated_lora``."""
+        _require_tensor(gate)
         before, self._mixture = self._mixture, _Mixture(gate, cu_seqlens, _backward_pass())
         try:
             yield
@@ -107,6 +108,11 @@ class _Recomputation:
 def _backward_pass() -> int:
     """The number of the backward pass that is running here, -1 outside of one."""
     return -1 if torch.compiler.is_compiling() else torch._C._current_graph_task_id()
+
+
+def _require_tensor(gate: Tensor) -> None:
+    if not isinstance(gate, Tensor):
+        raise TypeError(f"gate is a {type(gate).__name__}; it must be a torch.Tensor.")
 
 
 def _grouped(x: Tensor, num_instances: int) -> Tensor:
@@ -192,6 +198,7 @@ class FusedILoRALinear(nn.Module):
                     "This layer has no gates; call it with gate=, or build it with gates=."
                 )
             rows, gate, packed = self.gates.for_input(x)
+        _require_tensor(gate)
         if gate.ndim == 0 or gate.shape[-1] != adapter.num_experts:
             raise ValueError(
                 f"gate has shape {list(gate.shape)}, but this layer has {adapter.num_experts} experts; "

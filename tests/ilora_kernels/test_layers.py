@@ -177,6 +177,14 @@ def test_a_gate_of_another_number_of_experts_is_refused(shape: tuple[int, ...]) 
         random_layer()(torch.randn(2, 3, D_IN), gate=torch.ones(shape))
 
 
+def test_a_gate_that_is_no_tensor_is_refused() -> None:
+    layer = FusedILoRALinear(nn.Linear(4, 4), gates=InstanceGates())
+    with pytest.raises(TypeError, match="gate is a list"):
+        layer(torch.zeros(2, 4), gate=[0.25, 0.25, 0.25, 0.25])
+    with pytest.raises(TypeError, match="gate is a list"), layer.gates.set([0.25] * 4):
+        layer(torch.zeros(2, 4))
+
+
 def test_a_layer_that_is_not_linear_is_refused() -> None:
     with pytest.raises(TypeError, match="base_layer is a Embedding"):
         random_layer(nn.Embedding(4, 4))
