@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-import torch
+# Not `import torch`: once loaded, the submodule of that name stands in this namespace.
+from torch import Tensor, dtype
 
 AUTOMATIC = ""
 _PREFERENCE = ("triton", "cuda", "torch")  # on a GPU; a CPU always gets torch
@@ -66,7 +67,7 @@ def requested() -> str:
     return _requested
 
 
-def select(name: str, x: torch.Tensor) -> ModuleType:
+def select(name: str, x: Tensor) -> ModuleType:
     """Return the backend module for ``x``: the one named, or the best that takes it."""
     if name == AUTOMATIC:
         return _module(_best_for(x.device.type, x.dtype))
@@ -78,11 +79,11 @@ def select(name: str, x: torch.Tensor) -> ModuleType:
 
 
 @functools.cache
-def _best_for(device_type: str, dtype: torch.dtype) -> str:
+def _best_for(device_type: str, x_dtype: dtype) -> str:
     if device_type != "cuda":
         return "torch"
     takes = (
-        n for n in _PREFERENCE if not _why_unusable(n) and dtype in _module(n).SUPPORTED_DTYPES
+        n for n in _PREFERENCE if not _why_unusable(n) and x_dtype in _module(n).SUPPORTED_DTYPES
     )
     return next(takes)
 
