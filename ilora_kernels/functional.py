@@ -259,7 +259,8 @@ def _check_frozen(weight: Tensor | None, bias: Tensor | None) -> None:
 
 def _check_numbers(*, scaling: float, dropout_p: float) -> None:
     for name, value in (("scaling", scaling), ("dropout_p", dropout_p)):
-        if not hasattr(value, "__float__"):
+        # The first test is the one that torch.compile can trace; the second lets NumPy's numbers in.
+        if not (isinstance(value, int | float) or hasattr(value, "__float__")):
             raise TypeError(f"{name} is a {type(value).__name__}; it must be a number.")
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p is {dropout_p}; it must be at least 0 and less than 1.")
