@@ -19,7 +19,7 @@ import yaml
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -32,16 +32,16 @@ from ilora.config import AdapterSettings, Settings, write_settings
 from ilora.data.catalog import Catalog
 from ilora.data.folder import DataFolder
 from ilora.devices import choose_device
-from ilora.encoders import EncoderConfig, SequenceEncoder, build_encoder
+from ilora.encoders import EncoderConfig
 from ilora.errors import InputError
 from ilora.files import atomic_folder, write_json
 from ilora.model import ILoRARecommender
+from ilora.tensor_files import read_tensors, refuse_pickle, require_same_tensors
 
 CONFIG_FILE = "config.yaml"
 WEIGHTS_FILE = "recommender.safetensors"
 ADAPTER_FILES = ("adapter_config.json", SAFETENSORS_WEIGHTS_NAME)
 METRICS_FILE = "metrics.json"
-PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 SAMPLE = 64  # numbers of each parameter that a fingerprint takes
 
 
@@ -94,12 +94,12 @@ def load_llm(path_or_hub_id: str, dtype: torch.dtype, device: torch.device) -> P
     Raises:
         InputError: nothing loadable is there.
     """
-    _refuse_pickle(Path(path_or_hub_id), "llm")
+    refuse_pickle(Path(path_or_hub_id), "llm")
     try:
         llm = AutoModelForCausalLM.from_pretrained(
             path_or_hub_id, dtype=dtype, use_safetensors=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"llm: no causal language model with safetensors weights could be loaded from "
@@ -171,7 +171,7 @@ def load_model(
         model = ILoRARecommender(
             base,
             _load_tokenizer(path),
-            _fresh_encoder(config.encoder),
+            config.encoder.build(),
             config.adapter,
             hybrid=config.hybrid,
         )
@@ -199,19 +199,8 @@ def load_weights(path: Path, model: ILoRARecommender) -> None:
 def _load_strictly(file: Path, names: dict[str, str], model: ILoRARecommender) -> None:
     """Copy every tensor of ``file`` to the model's of the name that ``names`` has for it."""
     found, own = read_tensors(file), model.state_dict()
-    for name in sorted(found.keys() | names.keys()):
-        got = _describe(found.get(name))
-        wanted = _describe(own[names[name]] if name in names else None)
-        if got != wanted:
-            raise InputError(
-                f"{file} does not fit its {CONFIG_FILE}: {name} is {got} where {wanted} is wanted; "
-                "restore the files of one run"
-            )
+    require_same_tensors(file, found, {name: own[key] for name, key in names.items()})
     model.load_state_dict({names[name]: value for name, value in found.items()}, strict=False)
-
-
-def _describe(tensor: Tensor | None) -> str:
-    return "absent" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
 
 
 def read_model_config(path: Path) -> ModelConfig:
@@ -234,31 +223,17 @@ def read_model_config(path: Path) -> ModelConfig:
 
 def find_model_folder(path: Path) -> Path:
     """Return ``path`` or the folder ``model`` in it, whichever holds a model."""
-    _refuse_pickle(path, "model")
+    refuse_pickle(path, "model")
     if not path.is_dir():
         raise InputError(f"model: {path} is not a folder; give one that `ilora train` wrote")
     inner = path / "model"
     return inner if not (path / CONFIG_FILE).is_file() and inner.is_dir() else path
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Read a safetensors file, or say that it is not sound."""
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} is not a sound safetensors file ({error}); restore it") from None
-
-
 def _own_state(model: ILoRARecommender) -> dict[str, Tensor]:
     state = model.state_dict()
     own = {name: value for name, value in state.items() if not name.startswith("llm.")}
     return {name: value.detach().cpu().contiguous() for name, value in own.items()}
-
-
-def _fresh_encoder(config: EncoderConfig) -> SequenceEncoder:
-    return build_encoder(
-        config.encoder, config.num_items, config.hidden_size, config.window, **config.options
-    )
 
 
 def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -269,11 +244,3 @@ def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         raise InputError(
             f"model: {path} has no sound tokenizer ({reason}); restore its tokenizer files"
         ) from None
-
-
-def _refuse_pickle(path: Path, argument: str) -> None:
-    if path.suffix.lower() in PICKLE_SUFFIXES and not path.is_dir():
-        raise InputError(
-            f"{argument}: {path} is a pickle, which can run any code when it is loaded, and is "
-            "refused; give a folder with safetensors files"
-        )

@@ -15,14 +15,14 @@ from typing import Any
 
 from ilora.config import read_settings
 from ilora.data.folder import DataFolder
-from ilora.encoders import build_encoder
 from ilora.encoders.storage import WEIGHTS_FILE as ENCODER_WEIGHTS
 from ilora.errors import InputError
 from ilora.gate import build_gate
 from ilora.gate_map import GateMap, gate_map
-from ilora.model_folder import WEIGHTS_FILE, read_model_config, read_tensors
+from ilora.model_folder import WEIGHTS_FILE, read_model_config
 from ilora.plots import Curve
 from ilora.report import ReportRow
+from ilora.tensor_files import read_tensors, require_same_tensors
 from ilora.training import LOG_FILE, SETTINGS_FILE, loss_curve
 
 METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.jsonl"
@@ -216,21 +216,13 @@ def read_gates(model: Path, data: Path) -> GateMap:
     folder = DataFolder.open(data)
     if folder.sha256 != config.data.sha256:
         raise InputError(f"data: {data} is not what {model} was trained on; restore it")
-    made = config.encoder
-    encoder = build_encoder(
-        made.encoder, made.num_items, made.hidden_size, made.window, **made.options
-    )
-    gate = build_gate(config.adapter.gate, made.hidden_size, config.adapter.experts)
+    encoder = config.encoder.build()
+    gate = build_gate(config.adapter.gate, encoder.hidden_size, config.adapter.experts)
     state = read_tensors(model / WEIGHTS_FILE)
     for prefix, module in (("encoder.", encoder), ("gate.", gate)):
         own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        try:
-            module.load_state_dict(own)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"{model / WEIGHTS_FILE} does not fit its settings: {reason}"
-            ) from None
+        require_same_tensors(model / WEIGHTS_FILE, own, module.state_dict())
+        module.load_state_dict(own)
     return gate_map(encoder.eval(), gate.eval(), folder)
 
 

@@ -8,18 +8,16 @@ from typing import Any
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
 from ilora.encoders.base import SequenceEncoder
 from ilora.encoders.registry import build_encoder
 from ilora.errors import InputError
+from ilora.tensor_files import read_tensors, refuse_pickle, require_same_tensors
 
 WEIGHTS_FILE = "encoder.safetensors"
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.json"
-PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 
 
 class EncoderConfig(BaseModel):
@@ -34,6 +32,13 @@ class EncoderConfig(BaseModel):
     data_name: str
     data_sha256: str
     training: dict[str, Any] = {}
+
+    def build(self) -> SequenceEncoder:
+        """The encoder without its trained weights; torch's random numbers are left as they were."""
+        with torch.random.fork_rng(devices=[]):  # initial values, which the trained ones replace
+            return build_encoder(
+                self.encoder, self.num_items, self.hidden_size, self.window, **self.options
+            )
 
 
 def save_encoder(folder: Path, encoder: SequenceEncoder, config: EncoderConfig) -> None:
@@ -64,12 +69,12 @@ def load_encoder(path: str | Path, *, num_items: int | None = None) -> SequenceE
             f"the encoder {path} was trained on {config.data_name} with {config.num_items} items; "
             f"this catalogue has {num_items}: train one on it with `ilora encoder train`"
         )
-    with torch.random.fork_rng(devices=[]):  # initial values are overwritten: draw them aside
-        encoder = build_encoder(
-            config.encoder, config.num_items, config.hidden_size, config.window, **config.options
-        )
-    state = _read_weights(path / WEIGHTS_FILE)
-    _require_same_tensors(path / WEIGHTS_FILE, encoder.state_dict(), state)
+    encoder = config.build()
+    file = path / WEIGHTS_FILE
+    if not file.is_file():
+        raise InputError(f"{file} is missing; restore it or train the encoder again")
+    state = read_tensors(file)
+    require_same_tensors(file, state, encoder.state_dict())
     encoder.load_state_dict(state)
     return encoder.requires_grad_(False).eval()
 
@@ -99,37 +104,6 @@ def read_encoder_config(path: str | Path) -> EncoderConfig:
 
 
 def _require_folder(path: Path) -> None:
-    if path.suffix.lower() in PICKLE_SUFFIXES and not path.is_dir():
-        raise InputError(
-            f"{path} looks like a pickle, which can run code when it is opened and is refused; "
-            "give a folder that `ilora encoder train` wrote"
-        )
+    refuse_pickle(path, "encoder")
     if not path.is_dir():
         raise InputError(f"{path} is not a folder; give a folder that `ilora encoder train` wrote")
-
-
-def _read_weights(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise InputError(f"{file} is missing; restore it or train the encoder again")
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{file} is not a sound safetensors file ({error}); "
-            "restore it or train the encoder again"
-        ) from None
-
-
-def _require_same_tensors(file: Path, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    for name in sorted(wanted.keys() | found.keys()):
-        want = _describe(wanted.get(name))
-        got = _describe(found.get(name))
-        if want != got:
-            raise InputError(
-                f"{file} does not fit its {CONFIG_FILE}: {name} is {got} where {want} is wanted; "
-                "restore the two files from one training run"
-            )
-
-
-def _describe(tensor: Tensor | None) -> str:
-    return "absent" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"

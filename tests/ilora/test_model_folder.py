@@ -265,6 +265,14 @@ def test_a_pickle_offered_as_a_base_model_is_refused_unopened(tmp_path: Path) ->
         load_llm(str(tmp_path / "llm.bin"), torch.float32, CPU)
 
 
+def test_a_truncated_base_model_is_refused(world: World, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(world.llm, tmp_path / "llm"))
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"llm: .* could be loaded from"):
+        load_llm(str(folder), torch.float32, CPU)
+
+
 def test_a_base_model_that_is_there_as_a_pickle_only_is_refused(
     world: World, tmp_path: Path
 ) -> None:
