@@ -34,6 +34,7 @@ from ilora.data.collation import Collator, RecommendationDataset
 from ilora.data.folder import DataFolder
 from ilora.data.prompts import ENDING, PromptBuilder
 from ilora.data.wordings import WORDINGS
+from ilora.devices import choose_device
 from ilora.errors import InputError
 from ilora.files import atomic_folder, write_json
 from ilora.pretraining import PretrainingOptions, PretrainingResult, greedy_hits, pretrain
@@ -127,7 +128,7 @@ def build_base_llm(
     """
     shape = _preset(preset)
     _check(folders, out, pretrain_steps)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = choose_device(device)
     tokenizer = train_tokenizer(folders, shape.vocab_size)
     model = initialise_llama(shape, tokenizer, seed).to(place)
     trained: PretrainingResult | None = None

@@ -17,7 +17,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     try:
         place = torch.device(device or ("cuda" if count else "cpu"))
     except RuntimeError:
-        raise InputError(f"device: {device!r} is none; choose cpu, cuda or cuda:N") from None
+        raise InputError(f"device: {device!r} is no device; choose cpu, cuda or cuda:N") from None
     if place.type not in ("cpu", "cuda"):
         raise InputError(f"device: {device!r} is not supported; choose cpu, cuda or cuda:N")
     if place.type == "cuda" and (place.index or 0) >= count:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ilora.data.folder import DataFolder
 from ilora.data.sequences import Row, Split
+from ilora.devices import choose_device
 from ilora.encoders.base import SequenceEncoder, pad_histories
 from ilora.encoders.registry import build_encoder
 from ilora.encoders.storage import CONFIG_FILE, METRICS_FILE, EncoderConfig, save_encoder
@@ -129,7 +130,7 @@ def train_encoder(
     _require_free(out)
     for split in ("val", "test"):  # what can fail should fail before the training
         _ranked_rows(folder, split, training.min_history)
-    place = _device(device)
+    place = choose_device(device)
     started = time.perf_counter()
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -295,24 +296,6 @@ def _progress_bar() -> Progress:
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    """``device``, or CUDA where there is one; raises `InputError` for one that is not here."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise InputError(f"device is {device!r}; it must be cpu, cuda or cuda:N") from None
-    if place.type not in ("cpu", "cuda"):
-        raise InputError(f"device is {device!r}; it must be cpu, cuda or cuda:N")
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"device is {str(place)!r} and this machine has {torch.cuda.device_count()} CUDA "
-            "devices; choose cpu or one of them"
-        )
-    return place
 
 
 def _require_free(out: Path) -> None:

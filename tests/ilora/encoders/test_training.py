@@ -219,7 +219,7 @@ def test_a_gpu_learns_like_the_cpu_and_its_encoder_comes_back_on_the_cpu(
 def test_a_device_that_is_not_here_is_refused(
     small_folder: DataFolder, tmp_path: Path, device: str
 ) -> None:
-    with pytest.raises(InputError, match=f"device is '{device}'"):
+    with pytest.raises(InputError, match=f"device: '{device}'"):
         train_encoder(small_folder, tmp_path / "out", training=QUICK, device=device)
 
 
