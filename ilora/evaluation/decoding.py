@@ -20,8 +20,8 @@ def decode_answers(
 ) -> Iterator[list[str]]:
     """Yield the greedy answers of one batch after another, in the rows' order.
 
-    An answer may be one token longer than the longest candidate title of its batch, terminator
-    included: whatever goes on after that is none of them.
+    An answer may be one token longer than the longest candidate title of its row, terminator
+    included: whatever goes on after that is none of them. So it does not depend on its batch.
 
     Args:
         rows: a dataset made with ``answer=False``.
@@ -32,9 +32,13 @@ def decode_answers(
     for start in range(0, len(rows), batch_size):
         indices = range(start, min(start + batch_size, len(rows)))
         batch = to_device(collator([rows[i] for i in indices]), device)
-        longest = max(len(rows.builder.answer_ids(c)) for i in indices for c in rows.candidates(i))
-        tokens = model.generate(batch, max_new_tokens=longest + 1)
-        texts = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        limits = [
+            1 + max(len(rows.builder.answer_ids(item)) for item in rows.candidates(i))
+            for i in indices
+        ]
+        tokens = model.generate(batch, max_new_tokens=max(limits)).tolist()
+        own = [answer[:limit] for answer, limit in zip(tokens, limits, strict=True)]
+        texts = model.tokenizer.batch_decode(own, skip_special_tokens=True)
         yield [text.strip() for text in texts]
 
 
