@@ -8,6 +8,7 @@ history ──► encoder ──► gate ──► mixture of experts in every l
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,7 +65,7 @@ class ILoRARecommender(nn.Module):
         llm.generation_config = GenerationConfig(
             eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
         )
-        self.llm = llm if isinstance(llm, PeftModel) else get_peft_model(llm, peft_config(adapter))
+        self.llm = llm if isinstance(llm, PeftModel) else add_experts(llm, adapter)
         device, width = llm.device, llm.get_input_embeddings().weight.shape[1]
         self.encoder = encoder.requires_grad_(False).eval().to(device)
         self.projector = nn.Sequential(
@@ -93,7 +94,7 @@ class ILoRARecommender(nn.Module):
         ``item_ids`` is -1, the placeholder's own learned embedding.
         """
         at_placeholder = input_ids == self.placeholder_id
-        # The placeholder has no row in the frozen model's table: it was never resized.
+        # The placeholder may have no row in the frozen model's table: that was never resized.
         embeds = self.llm.get_input_embeddings()(input_ids.masked_fill(at_placeholder, 0))
         own = self.placeholder.to(embeds.dtype)
         embeds = torch.where(at_placeholder[..., None], own, embeds)
@@ -192,6 +193,22 @@ class ILoRARecommender(nn.Module):
     def _mean_embedding(self) -> Tensor:
         with torch.no_grad():
             return self.llm.get_input_embeddings().weight.float().mean(0)
+
+
+def add_experts(llm: PreTrainedModel, adapter: AdapterSettings) -> PeftModel:
+    """Put experts beside the layers that the settings name.
+
+    Raises:
+        InputError: the model has no such layer, or one that is not linear.
+    """
+    try:
+        return get_peft_model(llm, peft_config(adapter))
+    except (ValueError, re.error) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"adapter.target_modules is {adapter.target_modules!r}, which does not fit the language "
+            f"model ({reason}); give names of its linear layers, or all-linear"
+        ) from None
 
 
 def peft_config(adapter: AdapterSettings) -> ILoraConfig:

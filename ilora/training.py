@@ -234,6 +234,12 @@ def build_recommender(
     """Load the parts, put them together, and describe them as a model folder will."""
     bf16 = device.type == "cuda" if settings.training.bf16 is None else settings.training.bf16
     encoder = load_encoder(settings.encoder, num_items=len(folder.catalog))
+    encoder_config = read_encoder_config(settings.encoder)
+    if encoder_config.data_sha256 != folder.sha256:
+        raise InputError(
+            f"encoder: {settings.encoder} was trained on other data ({encoder_config.data_name}) than "
+            f"{folder.path}, maybe on its test users; train one on it with `ilora encoder train`"
+        )
     llm = load_llm(settings.llm, torch.bfloat16 if bf16 else torch.float32, device)
     identity = fingerprint(llm)
     hybrid = settings.training.curriculum != "text"
@@ -248,7 +254,7 @@ def build_recommender(
         dtype="bfloat16" if bf16 else "float32",
         hybrid=hybrid,
         adapter=settings.adapter,
-        encoder=read_encoder_config(settings.encoder),
+        encoder=encoder_config,
         data=DataRecord.of(folder),
         training={"seed": settings.seed, **settings.training.model_dump()},
         versions={name: version(name) for name in PACKAGES},

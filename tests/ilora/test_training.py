@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ilora.config import TrainingSettings
 from ilora.data.prompts import IGNORED_LABEL
+from ilora.data.synthetic import build_synthetic
 from ilora.errors import InputError
 from ilora.model import ILoRARecommender
 from ilora.model_folder import load_model, load_weights
@@ -478,6 +479,27 @@ def test_an_encoder_of_other_data_is_refused(
 ) -> None:
     with pytest.raises(InputError, match="items"):
         train(world.settings({"encoder": str(other_encoder)}), tmp_path / "run", device="cpu")
+
+
+def test_an_encoder_of_the_same_catalogue_and_other_users_is_refused(
+    world: World, tmp_path: Path
+) -> None:
+    data = build_synthetic(tmp_path / "data", num_users=60, num_items=28, lengths=(5, 7), seed=1)
+    assert len(data.catalog) == len(world.folder.catalog)
+    with pytest.raises(InputError, match=r"encoder: .* was trained on other data"):
+        train(world.settings({"data": str(data.path)}), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("modules", [["nope"], ["embed_tokens"], "q_("])
+def test_target_modules_that_the_language_model_lacks_are_refused(
+    world: World, tmp_path: Path, modules: list[str] | str
+) -> None:
+    settings = world.settings({"adapter.target_modules": modules})
+    with pytest.raises(InputError, match=r"adapter\.target_modules is") as caught:
+        train(settings, tmp_path / "run", device="cpu")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture
