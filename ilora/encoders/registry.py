@@ -31,10 +31,13 @@ def build_encoder(
         raise InputError(f"encoder is {name!r}; it must be one of {', '.join(ENCODERS)}")
     encoder = ENCODERS[name]
     parameters = inspect.signature(encoder).parameters.values()
-    known = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    for option in options:
+    known = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    for option, value in options.items():
         if option not in known:
             raise InputError(
                 f"{option!r} is not an option of the encoder {name}; it has {', '.join(known)}"
             )
+        kind = type(known[option])
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise InputError(f"{option} is {value!r}; it must be of the kind of {known[option]!r}")
     return encoder(num_items, hidden_size, window, **options)

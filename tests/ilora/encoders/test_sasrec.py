@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -146,11 +148,13 @@ def test_more_columns_than_the_window_are_refused(encoder: SequenceEncoder) -> N
         ({"num_blocks": 0}, "num_blocks is 0"),
         ({"hidden_size": 0}, "hidden_size is 0"),
         ({"layers": 2}, "'layers' is not an option.*num_blocks"),
+        ({"num_heads": "two"}, "num_heads is 'two'.*the kind of 2"),
+        ({"num_blocks": 1.5}, "num_blocks is 1.5"),
     ],
 )
-def test_an_option_out_of_range_is_named(options: dict[str, float], message: str) -> None:
+def test_an_option_out_of_range_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        build_encoder("sasrec", NUM_ITEMS, **options)  # type: ignore[arg-type]
+        build_encoder("sasrec", NUM_ITEMS, **options)
 
 
 def test_an_unknown_encoder_is_refused_with_the_known_ones() -> None:
