@@ -57,7 +57,13 @@ def evaluate(
 
         path = find_model_folder(model)
         folder = DataFolder.open(data)
-        loaded, _, catalog = load_model(path, llm=llm)
+        loaded, config, catalog = load_model(path, llm=llm)
+        if config.data.sha256 != folder.sha256:
+            typer.echo(
+                f"note: {data} is not the data that the model was trained on ({config.data.name}); "
+                "it may have seen these users",
+                err=True,
+            )
         place = out or run_folder(path) / "evaluation" / _label(split, decode, max_rows)
         metrics = measure(
             loaded,

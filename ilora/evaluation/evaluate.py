@@ -93,6 +93,8 @@ def evaluate(
     if max_rows is not None:
         del rows.rows[max_rows:]
     collator = Collator(model.tokenizer, len(folder.catalog), folder.window, "left")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # a place that cannot be had is told before the work
     model.eval()
     started = time.perf_counter()
     judge = _free if decode == "free" else _rank

@@ -325,6 +325,10 @@ def test_the_whole_way_from_data_to_report(tmp_path: Path) -> None:
     for decode in ("free", "rank"):
         do("evaluate", "--model", runs["ilora"], "--data", data, "--decode", decode)
     do("evaluate", "--model", runs["lora"] / "model", "--data", data, "--max-rows", 2)
+    other = tmp_path / "other"
+    do("data", "build", "synthetic", "--users", 60, "--seed", 1, "--out", other)
+    words = ("--data", other, "--max-rows", 1, "--out", tmp_path / "elsewhere")
+    assert "seen these users" in do("evaluate", "--model", runs["lora"], *words).stderr
     folders = sorted(p.parent.name for p in tmp_path.glob("runs/*/evaluation/*/metrics.json"))
     assert folders == ["test-free", "test-free-first-2", "test-rank"]
 

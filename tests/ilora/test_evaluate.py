@@ -245,6 +245,19 @@ def test_nothing_is_written_where_no_place_is_given(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_in_the_way_is_told_before_the_work(
+    world: World, model: ILoRARecommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model was asked")
+
+    monkeypatch.setattr(ilora.evaluation.evaluate, "decode_answers", answer)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FileExistsError):
+        evaluate(model, world.folder, out=tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
