@@ -22,8 +22,8 @@ from ilora.gate_map import GateMap, gate_map
 from ilora.model_folder import WEIGHTS_FILE, read_model_config
 from ilora.plots import Curve
 from ilora.report import ReportRow
+from ilora.run_folder import LOG_FILE, SETTINGS_FILE, loss_curve
 from ilora.tensor_files import read_tensors, require_same_tensors
-from ilora.training import LOG_FILE, SETTINGS_FILE, loss_curve
 
 METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.jsonl"
 SPLITS = ("test", "val")  # the one that counts first

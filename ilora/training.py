@@ -1,21 +1,10 @@
-"""Training a recommender on transformers' Trainer: one command's worth, resumable.
-
-A run folder holds
-
-    settings.yaml     what was asked for; a resumed run must ask for the same
-    checkpoints/      the Trainer's, to resume from
-    tensorboard/      curves while it runs
-    training.json     the log of losses, seconds, parameters
-    model/            the result, see :mod:`ilora.model_folder`
-"""
+"""Training a recommender on transformers' Trainer: one command's worth, resumable."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import random
-import re
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 
-from ilora.config import RunSettings, TrainingSettings, write_settings
+from ilora.config import RunSettings, write_settings
 from ilora.data.collation import Collator, RecommendationDataset
 from ilora.data.folder import DataFolder
 from ilora.data.prompts import PromptBuilder
@@ -40,19 +28,23 @@ from ilora.model import ILoRARecommender
 from ilora.model_folder import (
     DataRecord,
     ModelConfig,
-    find_model_folder,
     fingerprint,
     load_llm,
     load_model,
-    load_weights,
-    read_model_config,
     save_model,
 )
+from ilora.run_folder import (
+    LOG_FILE,
+    SETTINGS_FILE,
+    is_finished,
+    last_complete_checkpoint,
+    loss_curve,
+    require_free,
+)
 from ilora.tokens import load_tokenizer
+from ilora.trainer import RecommenderTrainer
 from ilora.training_progress import TrainingBar
 
-SETTINGS_FILE = "settings.yaml"
-LOG_FILE = "training.json"
 VALIDATION_ROWS = 256  # enough for ± 6 points; all of a split is `ilora evaluate`'s to measure
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors")
 
@@ -68,98 +60,6 @@ class TrainingResult:
     path: Path
     record: dict[str, Any]
     was_finished: bool = False
-
-
-class RecommenderTrainer(Trainer):
-    """The Trainer, with LLaRA's curriculum, a slower gate, and our own model folders.
-
-    The loss is divided by the answer tokens of the whole optimiser step: the model takes
-    ``num_items_in_batch`` itself, so micro-batches and processes weigh every token alike.
-    """
-
-    optimizer: torch.optim.Optimizer | None
-
-    def __init__(
-        self,
-        model: ILoRARecommender,
-        training: TrainingSettings,
-        save: Any,
-        *,
-        args: TrainingArguments,
-        **arguments: Any,
-    ) -> None:
-        # On a machine of several GPUs a lone process would wrap the model in DataParallel, whose
-        # replicas know nothing of one another's gates; several GPUs take a process each.
-        args._n_gpu = min(1, args.n_gpu)
-        super().__init__(model=model, args=args, **arguments)
-        self.recommender = model
-        self.training_settings = training
-        self._save_to = save
-
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The model's loss; in training the curriculum decides whether it reads text alone."""
-        if model.training:
-            inputs = {**inputs, "text_only": self.text_only()}
-        return super().compute_loss(model, inputs, *args, **kwargs)
-
-    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """The validation loss of one batch: the mean over its rows of the mean over their tokens.
-
-        The Trainer averages batches by their rows, so the loss of a split does not depend on how it
-        was cut into batches.
-        """
-        total, count = self.recommender.answer_log_probs(self._prepare_inputs(inputs))
-        return -(total / count).mean(), None, None
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As usual, but a training that has gone astray ends here and not after days."""
-        loss = logs.get("loss", 0.0)
-        if not math.isfinite(loss):
-            raise InputError(
-                f"training: the loss is {loss} at step {self.state.global_step}; lower "
-                "training.learning_rate"
-            )
-        super().log(logs, start_time)
-
-    def text_only(self) -> bool:
-        """Whether this step's batch is text-only: with probability 1 - step / steps.
-
-        A function of the seed and the global step alone, so that a resumed run, every process and
-        every micro-batch of one step agree (Liao et al., LLaRA, 2024, section 4.3).
-        """
-        if self.training_settings.curriculum != "text-to-hybrid":
-            return self.training_settings.curriculum == "text"
-        step, steps = self.state.global_step, self.state.max_steps
-        draw = random.Random(f"curriculum {self.args.seed} {step}").random()
-        return draw < 1 - step / steps
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Adam, with a learning rate of its own for the gate."""
-        if self.optimizer is None:
-            settings = self.training_settings
-            gate = list(self.recommender.gate.parameters())
-            slow = {id(parameter) for parameter in gate}
-            parameters = (p for p in self.recommender.parameters() if p.requires_grad)
-            gate_rate = settings.learning_rate * settings.gate_learning_rate_ratio
-            groups: list[dict[str, Any]] = [
-                {"params": [p for p in parameters if id(p) not in slow]},
-                {"params": gate, "lr": gate_rate},
-            ]
-            self.optimizer = torch.optim.AdamW(
-                [group for group in groups if group["params"]],
-                lr=settings.learning_rate,
-                weight_decay=settings.weight_decay,
-            )
-        return self.optimizer
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        self._save_to(Path(output_dir or self.args.output_dir))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_weights(Path(resume_from_checkpoint), self.recommender)
-
-    def _load_best_model(self) -> None:
-        load_weights(Path(self.state.best_model_checkpoint), self.recommender)
 
 
 def train(
@@ -186,7 +86,7 @@ def train(
     place = _place(device)
     first = int(os.environ.get("RANK", 0)) == 0
     if first:
-        _require_free(out, settings, resume)
+        require_free(out, settings, resume)
     if resume and is_finished(out):
         model, _, _ = load_model(out, llm=settings.llm, device=place)
         record = json.loads((out / LOG_FILE).read_text(encoding="utf-8"))
@@ -218,14 +118,6 @@ def train(
         )
     trainer.accelerator.wait_for_everyone()
     return TrainingResult(model.eval(), out / "model", record)
-
-
-def is_finished(out: Path) -> bool:
-    """Whether the run in ``out`` has ended: its model, which is written last, is there."""
-    if not (out / "model").is_dir() or not (out / LOG_FILE).is_file():
-        return False
-    read_model_config(find_model_folder(out))
-    return True
 
 
 def build_recommender(
@@ -262,22 +154,6 @@ def build_recommender(
     return model, config
 
 
-def last_complete_checkpoint(folder: Path) -> Path | None:
-    """The latest checkpoint that was written to its end.
-
-    The Trainer writes ``trainer_state.json`` last: a run killed in the middle of saving leaves a
-    checkpoint without a sound one, which is passed over.
-    """
-    named = [path for path in folder.glob("*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    for checkpoint in sorted(named, key=lambda path: int(path.name.split("-")[1]), reverse=True):
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            continue
-        return checkpoint
-    return None
-
-
 def _place(device: str | torch.device | None) -> torch.device:
     """Where this process trains: the Trainer takes the first visible GPU, or the one of its rank."""
     own = int(os.environ.get("LOCAL_RANK", 0))
@@ -288,43 +164,6 @@ def _place(device: str | torch.device | None) -> torch.device:
             f'cuda and set CUDA_VISIBLE_DEVICES="{place.index}"'
         )
     return torch.device("cuda", own) if place.type == "cuda" else place
-
-
-def _require_free(out: Path, settings: RunSettings, resume: bool) -> None:
-    """Refuse an ``out`` that is something else, another run, or this one without ``resume``."""
-    file = out / SETTINGS_FILE
-    if not file.is_file():
-        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-            raise InputError(f"out: {out} exists and is not a training run; choose a new folder")
-        return
-    if not resume:
-        raise InputError(
-            f"out: {out} holds a training run already; give --resume to go on with it, or choose a "
-            "new folder"
-        )
-    try:
-        recorded = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise InputError(f"resume: {file} is not sound YAML; restore it") from None
-    key = _first_difference(recorded, settings.model_dump(mode="json"))
-    if key is not None:
-        raise InputError(
-            f"resume: {key} differs from the run in {out}; give the settings in {file}, or choose a "
-            "new folder"
-        )
-
-
-def _first_difference(recorded: Any, wanted: Any, at: str = "") -> str | None:
-    """The dotted key at which two trees part; one that is not there is as good as null."""
-    if not isinstance(recorded, dict) or not isinstance(wanted, dict):
-        return at or "a setting"
-    for key in {**recorded, **wanted}:
-        ours, theirs = recorded.get(key), wanted.get(key)
-        if ours != theirs:
-            inner = _first_difference(ours, theirs, f"{at}.{key}".strip("."))
-            if inner is not None:
-                return inner
-    return None
 
 
 def _trainer(
@@ -440,8 +279,3 @@ def _arguments(
         report_to=[],
         disable_tqdm=True,
     )
-
-
-def loss_curve(record: dict[str, Any], key: str = "loss") -> list[tuple[int, float]]:
-    """``(step, value)`` of one quantity in a training record: ``loss`` or ``eval_loss``."""
-    return [(entry["step"], entry[key]) for entry in record["log"] if key in entry]

@@ -23,14 +23,9 @@ from ilora.data.synthetic import build_synthetic
 from ilora.errors import InputError
 from ilora.model import ILoRARecommender
 from ilora.model_folder import load_model, load_weights
-from ilora.training import (
-    RecommenderTrainer,
-    TrainingResult,
-    _arguments,
-    last_complete_checkpoint,
-    loss_curve,
-    train,
-)
+from ilora.run_folder import last_complete_checkpoint, loss_curve
+from ilora.trainer import RecommenderTrainer
+from ilora.training import TrainingResult, _arguments, train
 from tests.ilora.child_runs import start, train_and_die_while_saving, train_together
 from tests.ilora.tiny_world import CPU, World
 
