@@ -36,7 +36,7 @@ from ilora.data.prompts import ENDING, PromptBuilder
 from ilora.data.wordings import WORDINGS
 from ilora.devices import choose_device
 from ilora.errors import InputError
-from ilora.files import atomic_folder, write_json
+from ilora.files import atomic_folder, is_taken, write_json
 from ilora.pretraining import PretrainingOptions, PretrainingResult, greedy_hits, pretrain
 from ilora.tokens import PLACEHOLDER, prepare_tokenizer
 
@@ -262,8 +262,7 @@ def _check(folders: Sequence[DataFolder], out: Path, pretrain_steps: int) -> Non
     if pretrain_steps < 0:
         raise InputError(f"pretrain_steps: {pretrain_steps} is below 0; give 0 for none")
     out = Path(out)
-    taken = out.exists() and not (out.is_dir() and not any(out.iterdir()))
-    if taken and not (out / RECORD).is_file():
+    if is_taken(out) and not (out / RECORD).is_file():
         raise InputError(f"out: {out} exists and is not a base model; choose a new folder")
 
 

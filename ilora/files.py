@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 
+def is_taken(path: Path) -> bool:
+    """Whether something is at ``path``: anything but an empty folder."""
+    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` if the block succeeds."""

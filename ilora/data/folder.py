@@ -43,7 +43,7 @@ from ilora.data.row_files import (
 from ilora.data.sequences import SPLITS, WINDOW, Row, Split, UserSequence
 from ilora.data.splits import BY_USER_RULE
 from ilora.errors import InputError
-from ilora.files import atomic_folder, write_json
+from ilora.files import atomic_folder, is_taken, write_json
 
 
 class DataFolder:
@@ -275,7 +275,7 @@ def write_folder(
 
 
 def _require_free(path: Path, overwrite: bool) -> None:
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not is_taken(path):
         return
     if not (path / MANIFEST_FILE).is_file():  # never remove what is not ours
         raise InputError(f"{path} exists and is not a data folder; choose another path")

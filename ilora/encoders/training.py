@@ -27,7 +27,7 @@ from ilora.encoders.windows import IGNORED, TrainingWindows
 from ilora.errors import InputError
 from ilora.evaluation.metrics import ranking_metrics, ranking_values, ranks_of_target
 from ilora.evaluation.statistics import FloatArray
-from ilora.files import atomic_folder, write_json
+from ilora.files import atomic_folder, is_taken, write_json
 
 EVALUATION_BATCH = 1024
 
@@ -299,6 +299,5 @@ def _progress_bar() -> Progress:
 
 
 def _require_free(out: Path) -> None:
-    taken = out.exists() and not (out.is_dir() and not any(out.iterdir()))
-    if taken and not ((out / CONFIG_FILE).is_file() and (out / METRICS_FILE).is_file()):
+    if is_taken(out) and not ((out / CONFIG_FILE).is_file() and (out / METRICS_FILE).is_file()):
         raise InputError(f"{out} exists and is not an encoder's folder; choose a new folder")
