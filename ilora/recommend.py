@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ilora.data.candidates import NUM_CANDIDATES
 from ilora.data.catalog import Catalog
 from ilora.data.collation import Collator, RecommendationDataset
 from ilora.data.prompts import Example, PromptBuilder
@@ -20,8 +21,6 @@ from ilora.evaluation.ranking import score_candidates
 from ilora.evaluation.titles import match_answer
 from ilora.model import ILoRARecommender
 from ilora.model_folder import ModelConfig
-
-NUM_CANDIDATES = 20  # as in training and evaluation
 
 
 @dataclass(frozen=True, slots=True)
