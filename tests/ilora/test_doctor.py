@@ -54,10 +54,12 @@ def test_memory_that_cannot_be_read_is_unknown(tmp_path: Path) -> None:
     assert free_memory_gib(tmp_path / "none", tmp_path) is None
 
 
-def test_the_command_prints_the_diagnosis_as_json() -> None:
-    result = CliRunner().invoke(app, ["doctor", "--json"])
+def test_the_command_prints_the_diagnosis_as_json(tmp_path: Path) -> None:
+    out = tmp_path / "machine.json"
+    result = CliRunner().invoke(app, ["doctor", "--json", "--out", str(out)])
     assert result.exit_code == 0
     told = json.loads(result.stdout)
+    assert json.loads(out.read_text(encoding="utf-8")).keys() == told.keys()
     assert told["chosen"]["cpu"]["backend"] == "torch"
     assert told["backends"]["torch"] is None
     assert told["disk_free_gib"] > 0
