@@ -156,7 +156,12 @@ def _draw(
 ) -> list[tuple[str, str]]:
     """Draw what there is to draw; return (file name, caption) of each picture."""
     pictures: list[tuple[str, str]] = []
-    for old in (*out.glob("gates*.png"), out / "hit_ratio.png", out / "loss.png"):
+    for old in (
+        *out.glob("gates-[0-9]*.png"),
+        out / "gates.png",
+        out / "hit_ratio.png",
+        out / "loss.png",
+    ):
         old.unlink(missing_ok=True)  # of an earlier report that had more to show
     if rows:
         bars = [

@@ -72,6 +72,13 @@ def test_pictures_of_an_earlier_report_are_gone(tmp_path: Path) -> None:
     assert "loss.png" not in text
 
 
+def test_only_pictures_of_an_earlier_report_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "gates of Paris.png").write_bytes(b"mine")
+    write(tmp_path, gates={"one": GATES, "two": GATES})
+    write(tmp_path, gates=None)
+    assert [path.name for path in tmp_path.glob("gates*")] == ["gates of Paris.png"]
+
+
 def test_several_gates_get_a_picture_each(tmp_path: Path) -> None:
     text = write(tmp_path, gates={"one": GATES, "two": GATES})
     assert "Gate of one" in text
