@@ -2,7 +2,8 @@
 
     gate = softmax(W_g z)                                       (Kong et al., equation 6)
 
-A gate is a module ``z [B, hidden] -> [B, K]``; a new one is a class and a line in ``GATES``.
+A gate is a module ``z [B, hidden] -> [B, K]``; a new one is a class, a line in ``GATES`` and
+its name in :class:`ilora.config.AdapterSettings`.
 """
 
 from __future__ import annotations

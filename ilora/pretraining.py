@@ -7,7 +7,8 @@ placeholder is an ordinary token that ends a title. Only training rows are read.
 nobody can predict (the candidates are drawn at random): of some two hundred tokens a prompt only
 three or four are the answer. So the mean over all tokens, which teaches the titles and, through the
 histories, what follows what, and the mean over the answers, which teaches to choose one of the
-candidates and to copy it, are averaged with equal weight.
+candidates and to copy it, are averaged, by
+default with equal weight.
 
 **The ramp.** To find the answer a model has to look a title up among twenty, and a young one has
 nothing to go by: shown full prompts at once, the answer's loss stays for hundreds of steps at that
