@@ -38,7 +38,7 @@ PRETRAIN_STEPS = 300
 PRETRAIN_BATCH = 32
 ENCODER_EPOCHS = 20
 SETTINGS: dict[str, Any] = {
-    "training.max_steps": 300,
+    "training.max_steps": 240,
     "training.batch_size": 32,
     "training.learning_rate": 5e-3,
     "adapter.dropout": 0.0,  # a few hundred steps cannot overfit, and its mask costs a third more
