@@ -8,7 +8,14 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from ilora.cli.options import JsonOption, OutOption, OverwriteOption, SeedOption, example
+from ilora.cli.options import (
+    JsonOption,
+    OutOption,
+    OverwriteOption,
+    SeedOption,
+    example,
+    require_seed,
+)
 
 app = typer.Typer(no_args_is_help=True, help="Make data folders and check them.")
 build = typer.Typer(no_args_is_help=True, help="Make a data folder from a source.")
@@ -164,7 +171,9 @@ def check(
             "history (the row's own, as in the paper's code). Default: sequence."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="With --fix: seed of the candidates.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="With --fix: seed of the candidates.", callback=require_seed)
+    ] = 0,
     out: JsonOption = None,
 ) -> None:
     """Check every line of a data folder and print its statistics."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from ilora.cli.options import DataOption, LlmOption, ModelOption, example
+from ilora.cli.options import DataOption, LlmOption, ModelOption, example, require_seed
 
 
 def add_to(app: typer.Typer) -> None:
@@ -42,7 +42,9 @@ def evaluate(
     ] = 3,
     max_rows: Annotated[int | None, typer.Option(help="Only the first so many rows.")] = None,
     llm: LlmOption = None,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap intervals.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the bootstrap intervals.", callback=require_seed)
+    ] = 0,
 ) -> None:
     """Measure a model on the frozen candidates of a split."""
     from ilora.cli.libraries import quiet_libraries

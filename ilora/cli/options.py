@@ -7,6 +7,16 @@ from typing import Annotated
 
 import typer
 
+from ilora.errors import InputError
+
+
+def require_seed(seed: int) -> int:
+    """What a seed option is checked by: random generators take no negative numbers."""
+    if seed < 0:
+        raise InputError(f"seed is {seed}; give 0 or more")
+    return seed
+
+
 DataOption = Annotated[
     Path, typer.Option("--data", help="Data folder, as `ilora data build` makes it.")
 ]
@@ -23,7 +33,9 @@ OutOption = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 JsonOption = Annotated[
     Path | None, typer.Option("--out", help="JSON file to write the result to as well.")
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+SeedOption = Annotated[
+    int, typer.Option("--seed", help="Seed of everything random.", callback=require_seed)
+]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace a data folder that is already at --out.")
 ]

@@ -183,13 +183,14 @@ def fix_folder(
         Names of the files written; empty for a complete folder.
 
     Raises:
-        InputError: anything `check_folder` objects to; a file that is not the one recorded in
+        InputError: anything `check_folder` objects to; a complete folder of another name or domain
+            than the ones asked for; a file that is not the one recorded in
             ``dataset.json``; a folder that cannot be written to.
     """
     path = Path(path)
     require_row_files(path)
     if (path / MANIFEST_FILE).exists():
-        DataFolder.open(path)
+        _require_as_asked(DataFolder.open(path), domain=domain, name=name)
         return ()
     name = path.resolve().name if name is None else name
     domain = domain_of(name) if domain is None else domain
@@ -204,6 +205,15 @@ def fix_folder(
             f"{path} cannot be completed ({error.strerror or error}); "
             "work on a copy that can be written to"
         ) from None
+
+
+def _require_as_asked(folder: DataFolder, **asked: str | None) -> None:
+    for key, value in asked.items():
+        if value is not None and value != getattr(folder, key):
+            raise InputError(
+                f"{key} is {value!r}, but {folder.path / MANIFEST_FILE} has {getattr(folder, key)!r}; "
+                "remove it to have it written anew"
+            )
 
 
 def domain_of(name: str) -> Domain:
