@@ -58,7 +58,7 @@ def test_tabs_gzip_and_other_column_names_change_nothing(source: Path, tmp_path:
     text = table().replace('"', "").replace("Title, ", "Title; ").replace(",", "\t")
     text = text.replace(";", ",").replace("user\titem\ttimestamp\ttitle", "who\twhat\twhen\tcalled")
     zipped = tmp_path / "shop.tsv.gz"
-    zipped.write_bytes(gzip.compress(text.encode(, mtime=0)))
+    zipped.write_bytes(gzip.compress(text.encode(), mtime=0))
     columns = CsvColumns("who", "what", "when", title="called")
     other = build_csv(zipped, tmp_path / "other", columns=columns, name="shop")
     assert other.sha256 == plain.sha256
@@ -186,9 +186,9 @@ def test_a_bad_table_is_refused_in_a_sentence(
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (gzip.compress(table(, mtime=0).encode())[:-9], "is cut off"),
+        (gzip.compress(table().encode(), mtime=0)[:-9], "is cut off"),
         (table().encode(), "not a sound gzip file"),
-        (gzip.compress("user,item,timestamp\né,1,2\n".encode("latin-1", mtime=0)), "is not utf-8"),
+        (gzip.compress("user,item,timestamp\né,1,2\n".encode("latin-1"), mtime=0), "is not utf-8"),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
