@@ -51,10 +51,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             path.rename(replaced)
         try:
             partial.rename(path)
-        except BaseException:
-            if replaced.exists():
+        finally:
+            if replaced.exists() and not path.exists():
                 replaced.rename(path)
-            raise
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -92,12 +92,12 @@ def load_llm(path_or_hub_id: str, dtype: torch.dtype, device: torch.device) -> P
     """Load a causal language model, frozen; refuses weights that are only there as a pickle.
 
     Raises:
-        InputError: nothing loadable is there.
+        InputError: nothing loadable is there, or not all of its tensors.
     """
     refuse_pickle(Path(path_or_hub_id), "llm")
     try:
-        llm = AutoModelForCausalLM.from_pretrained(
-            path_or_hub_id, dtype=dtype, use_safetensors=True
+        llm, report = AutoModelForCausalLM.from_pretrained(
+            path_or_hub_id, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -106,6 +106,11 @@ def load_llm(path_or_hub_id: str, dtype: torch.dtype, device: torch.device) -> P
             f"{path_or_hub_id!r} ({reason}); give a folder (`ilora base-llm build` makes one) or a "
             "hub id that can be reached"
         ) from None
+    if lacking := sorted(report["missing_keys"]):  # transformers would leave them random
+        raise InputError(
+            f"llm: the weights in {path_or_hub_id!r} lack {lacking[0]} and {len(lacking) - 1} more "
+            "of the model's tensors; restore them"
+        )
     return llm.requires_grad_(False).to(device)
 
 

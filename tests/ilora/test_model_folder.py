@@ -336,3 +336,17 @@ def files_of_at_most(size: int) -> Iterator[None]:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_base_model_that_lacks_a_tensor_is_refused(world: World, tmp_path: Path) -> None:
+    folder = tmp_path / "llm"
+    shutil.copytree(world.llm, folder)
+    state = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    save_file(
+        {k: v for k, v in state.items() if k != name},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    with pytest.raises(InputError, match=f"lack {name} and 0 more"):
+        load_llm(str(folder), torch.float32, CPU)
