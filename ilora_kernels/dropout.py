@@ -1,7 +1,7 @@
 """The dropout mask as a pure function of (seed, row, column), so that nobody has to store it.
 
 Every backend computes the same bits: the forward pass, the backward pass and the recomputation
-under gradient checkpointing drop the same elements without a mask ever being written to memory.
+under gradient checkpointing drop the same elements, and no mask is kept from one to the other.
 
     key        = mix(mix(seed_low) ^ seed_high)
     key[t]     = mix(mix(t) ^ key)                         neighbouring seeds share no rows
@@ -9,8 +9,7 @@ under gradient checkpointing drop the same elements without a mask ever being wr
     keep[t, j] = (bits[t, j] >> 8) >= round(p · 2²⁴)
 
 ``mix`` is the 32-bit finaliser with two multiplications and three shifts found by the "hash
-prospector" search of Wellons (2018): every input bit flips every output bit with probability
-within 0.2 % of a half. All arithmetic is modulo 2³².
+prospector" search of Wellons (2018). All arithmetic is modulo 2³².
 """
 
 from __future__ import annotations
