@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ilora_kernels.dropout import keep_mask
+from ilora_kernels.dropout import keep_mask, threshold_and_scale
 
 SUPPORTED_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -102,7 +102,8 @@ def _dropout(value: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor:
     if dropout_p == 0.0 or seed is None:
         return value
     keep = keep_mask(seed, value.shape[0], value.shape[1], dropout_p)
-    return torch.where(keep, value * (1.0 / (1.0 - dropout_p)), 0.0)
+    _, scale = threshold_and_scale(dropout_p)
+    return torch.where(keep, value * scale, 0.0)
 
 
 def _row_gate(

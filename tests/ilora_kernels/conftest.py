@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # before triton is imported: kernels then run on the CPU
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from ilora_kernels import backends, use_backend
 
 PLACES = [
     pytest.param(("cpu", "torch"), id="cpu-torch"),
+    pytest.param(("cpu", "triton"), id="cpu-triton"),
     *(
         pytest.param(("cuda", name), id=f"cuda-{name}", marks=pytest.mark.gpu)
         for name in ("torch", "triton", "cuda")

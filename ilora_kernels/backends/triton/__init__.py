@@ -1,0 +1,121 @@
+"""Triton: the adapter rides in the shadow of the frozen product.
+
+    forward     shrink(x) ── h ──▶ linear(x, W, h, B) ──▶ y
+    backward    shrink(dY) ── u ──▶ linear(dY, W, u, A) ──▶ dX;  gradients(x, u, dY, h) ──▶ dA, dB, dG
+
+Each file holds one kernel and its launch. The kernels of a pass overlap: shrink runs beside the first
+tiles of the product, the gradients beside its last ones. Where the product's kernel cannot run (no
+copy engine before Hopper, rows that are not whole units of 16 bytes, float32) or does not pay, the
+frozen product is the library's and ``delta`` adds the low-rank part to it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ilora_kernels.backends.triton.adapter import dropout, gating_of
+from ilora_kernels.backends.triton.delta import delta
+from ilora_kernels.backends.triton.gradients import gradients
+from ilora_kernels.backends.triton.launch import INTERPRETED, describable
+from ilora_kernels.backends.triton.linear import can_fuse, linear
+from ilora_kernels.backends.triton.shrink import shrink, shrink_backward
+
+SUPPORTED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def why_unusable() -> str | None:
+    """Triton runs on a GPU, and in its interpreter (TRITON_INTERPRET=1) on a CPU."""
+    if INTERPRETED or torch.cuda.is_available():
+        return None
+    return "there is no GPU; TRITON_INTERPRET=1 runs it, slowly, on a CPU."
+
+
+def forward(
+    x: Tensor,  # [T, d_in]
+    weight: Tensor | None,  # [d_out, d_in]
+    bias: Tensor | None,  # [d_out]
+    base: Tensor | None,  # [T, d_out]
+    lora_A: Tensor,  # [R, d_in]
+    lora_B: Tensor,  # [d_out, R]
+    gate: Tensor,  # [G, K]
+    cu_seqlens: Tensor | None,  # [G + 1]
+    rows_per_gate: int,
+    scaling: float,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return ``y [T, d_out]`` and ``x̂ Aᵀ [T, R]`` before the gates."""
+    rank = lora_A.shape[0]
+    y = x.new_empty((x.shape[0], lora_B.shape[0]))
+    if y.numel() == 0:
+        return y, gate.new_zeros((x.shape[0], rank))
+    x, lora_A, lora_B = _rows(x), _factor(lora_A), _factor(lora_B)
+    gating = gating_of(gate, cu_seqlens, rows_per_gate, scaling)
+    mask = dropout(dropout_p, seed)
+    fused = weight is not None and can_fuse(x, weight, y, rank)
+    if weight is not None and not fused:
+        y = base = F.linear(x, weight, bias)
+    xa, h = shrink(x, lora_A, gating, mask)
+    if weight is not None and fused:
+        linear(x, weight, h, lora_B, y, bias, mask, backward=False)
+    else:
+        delta(None if base is None else _rows(base), h, lora_B, rank, y, mask, backward=False)
+    return y, xa
+
+
+def backward(
+    grad_y: Tensor,  # [T, d_out]
+    x: Tensor,
+    weight: Tensor | None,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    gate: Tensor,
+    cu_seqlens: Tensor | None,
+    xa: Tensor,  # [T, R]
+    rows_per_gate: int,
+    scaling: float,
+    dropout_p: float,
+    seed: Tensor | None,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return dx, dA, dB and dgate; an empty tensor where ``needs`` says nobody asks."""
+    inputs = (x, lora_A, lora_B, gate)
+    dx, dA, dB, dgate = (
+        t.new_empty(t.shape if n else (0,)) for t, n in zip(inputs, needs, strict=True)
+    )
+    if grad_y.numel() == 0:
+        return dx.zero_(), dA.zero_(), dB.zero_(), dgate.zero_()
+    rank = lora_A.shape[0]
+    x, dy, lora_A, lora_B = _rows(x), _rows(grad_y), _factor(lora_A), _factor(lora_B)
+    gating = gating_of(gate, cu_seqlens, rows_per_gate, scaling)
+    mask = dropout(dropout_p, seed)
+    needs_x = needs[0]
+    fused = needs_x and weight is not None and can_fuse(dy, weight, dx, rank)
+    base = None
+    if needs_x and weight is not None and not fused:
+        dx = base = dy @ weight
+    u, h, p = shrink_backward(dy, lora_B, xa, gating, mask)
+    if weight is not None and fused:
+        linear(dy, weight, u, lora_A, dx, None, mask, backward=True)
+    elif needs_x:
+        delta(base, u, lora_A, rank, dx, mask, backward=True)
+    gradients(x, u, dy, h, p, dA, dB, dgate, gating, mask, beside_product=fused)
+    return dx, dA, dB, dgate
+
+
+def _rows(matrix: Tensor) -> Tensor:
+    """The matrix with its rows one after another in memory, as the kernels walk them."""
+    in_rows = matrix.stride(1) == 1 and matrix.stride(0) >= matrix.shape[1]
+    return matrix if in_rows else matrix.contiguous()
+
+
+def _factor(matrix: Tensor) -> Tensor:
+    """A thin factor that the copy engine can read: zeros fill its rows to whole 16-byte units."""
+    if describable(matrix):
+        return matrix
+    unit = 16 // matrix.element_size()
+    padded = matrix.new_zeros((matrix.shape[0], -(-matrix.shape[1] // unit) * unit))
+    padded[:, : matrix.shape[1]] = matrix
+    return padded

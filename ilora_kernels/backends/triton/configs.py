@@ -1,0 +1,120 @@
+"""Block sizes by GPU and shape bucket: shipped as files, never searched for at run time.
+
+A configuration file is JSON: for each role, buckets in order, the first that fits counts.
+
+    {"shrink": [{"max_rows": 8192, "max_rank": 32, "config": {"block_t": 64, ...}}, ...], ...}
+
+``tuned/default.json`` serves every GPU without a file of its own. ``python -m ilora_kernels.tune``
+measures and writes one; the environment variable ``ILORA_TUNED`` names a file to use instead.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROLES = (
+    "linear",  # the frozen product
+    "linear dropout",  # dX under dropout: the mask stands between the two sums
+    "shrink",
+    "shrink dropout",  # over x, masked
+    "gradients",
+    "gradients dropout",
+    "delta",
+)
+TUNED_FOLDER = Path(__file__).parent / "tuned"
+
+
+@dataclass(frozen=True)
+class LinearConfig:
+    """The tile of the frozen product (see ``linear``)."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    parts: int  # the tile leaves in so many parts, so that shared memory has room for more stages
+    group: int  # rows of tiles in a band
+    flatten: bool  # one loop over tiles and steps, so that loads run on across tiles
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class PassConfig:
+    """The tile of a pass over a tall matrix (see ``shrink``, ``gradients`` and ``delta``)."""
+
+    block_t: int
+    block_d: int
+    num_warps: int
+    num_stages: int
+
+
+@functools.lru_cache(maxsize=4096)
+def choose(role: str, rows: int, rank: int, device: int) -> Any:
+    """Return the configuration of a role for ``rows`` rows and total rank ``rank``."""
+    for bucket in _table(device)[role]:
+        if rows <= bucket.get("max_rows", rows) and rank <= bucket.get("max_rank", rank):
+            kind = LinearConfig if role.startswith("linear") else PassConfig
+            return kind(**bucket["config"])
+    raise LookupError(f"No bucket of role {role!r} takes {rows} rows and rank {rank}.")
+
+
+def tuned_path(gpu: str) -> Path:
+    """Where the configurations of a GPU of this name are kept."""
+    return TUNED_FOLDER / (re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-") + ".json")
+
+
+@functools.cache
+def _table(device: int) -> dict[str, list[dict[str, Any]]]:
+    path = tuned_path(torch.cuda.get_device_name(device)) if torch.cuda.is_available() else None
+    if named := os.environ.get("ILORA_TUNED"):
+        path = Path(named)
+    elif path is None or not path.exists():
+        path = TUNED_FOLDER / "default.json"
+    table = json.loads(path.read_text(encoding="utf-8"))["roles"]
+    if missing := set(ROLES) - set(table):
+        raise ValueError(
+            f"{path} lacks the roles {sorted(missing)}; write it with ilora_kernels.tune."
+        )
+    return table
+
+
+@functools.cache
+def multiprocessors(device: int) -> int:
+    """How many programs of the product run at once."""
+    if not torch.cuda.is_available():
+        return 4  # the interpreter: enough for a program to own several tiles
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+# Both measured on an H200, bf16 (docs/performance.md): what a tile of half the width reaches of the
+# full one's rate, and a pass over y for each step of the inner product, in units of the product.
+_HALF_TILE_RATE = 0.88
+_PASS_COST = 333.0
+
+
+@functools.lru_cache(maxsize=4096)
+def fusing_pays(rows: int, columns: int, depth: int, tile: tuple[int, int], device: int) -> bool:
+    """Whether ``linear`` beats the library's product followed by ``delta`` on ``[rows, columns]``.
+
+    A last round of tiles that leaves most multiprocessors idle costs as much as a full one. The library
+    has smaller tiles for that case, but then y has to be read and written once more.
+    """
+
+    def rounds(height: int, width: int) -> float:
+        """Rounds of tiles, in units of what they would be without any waste."""
+        tiles = math.ceil(rows / height) * math.ceil(columns / width)
+        at_once = multiprocessors(device)
+        return math.ceil(tiles / at_once) * at_once * height * width / (rows * columns)
+
+    height, width = tile
+    fused = rounds(height, width)
+    return fused <= min(fused, rounds(height, width // 2) / _HALF_TILE_RATE) + _PASS_COST / depth

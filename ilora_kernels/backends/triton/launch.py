@@ -1,0 +1,109 @@
+"""Launching a kernel for the price of a dictionary look-up, and describing matrices to it.
+
+Triton's own launch binds and specialises every argument again, tens of microseconds a call. Here the
+kernels are specialised on nothing but their constants, the dtypes and the alignment of pointers; so
+the compiled kernel is kept under those and called directly.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+INTERPRETED: bool = triton.knobs.runtime.interpret
+_compiled: dict[tuple[Any, ...], Any] = {}
+
+# How float32 enters the tensor cores: not at all. Other dtypes ignore it.
+PRECISION = "ieee"
+
+
+@functools.cache
+def has_copy_engine(device: int) -> bool:
+    """Whether kernels may read and write through tensor descriptors (Hopper and newer)."""
+    return INTERPRETED or _is_hopper_or_newer(device)
+
+
+@functools.cache
+def can_overlap(device: int) -> bool:
+    """Whether a kernel may start while the one before it runs (programmatic dependent launch)."""
+    return not INTERPRETED and _is_hopper_or_newer(device)
+
+
+def _is_hopper_or_newer(device: int) -> bool:
+    return torch.version.hip is None and torch.cuda.get_device_capability(device)[0] >= 9
+
+
+def current_device() -> int:
+    """The current GPU; 0 in the interpreter."""
+    return 0 if INTERPRETED else torch.cuda.current_device()
+
+
+class _Descriptor(TensorDescriptor):
+    """A host tensor descriptor, less the checks that :func:`describable` makes once a tensor."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+def descriptor(matrix: Tensor, block: list[int]) -> TensorDescriptor:
+    """Describe a matrix to the copy engine, in blocks of this shape, zero outside."""
+    return _Descriptor(matrix, list(matrix.shape), list(matrix.stride()), block)
+
+
+def describable(matrix: Tensor) -> bool:
+    """Whether the copy engine can read this matrix: rows of 16-byte units on 16-byte addresses."""
+    row, column = matrix.stride()
+    unit = 16 // matrix.element_size()
+    return (
+        column == 1
+        and row >= matrix.shape[1]
+        and row % unit == 0
+        and matrix.shape[1] % unit == 0
+        and matrix.data_ptr() % 16 == 0
+    )
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, int, int],
+    arguments: Sequence[Any],
+    constants: dict[str, Any],
+    *,
+    num_warps: int,
+    num_stages: int,
+    overlap: bool = False,
+) -> None:
+    """Launch ``kernel`` on the current stream of the current device.
+
+    Args:
+        arguments: the kernel's run-time arguments, in order.
+        constants: its ``tl.constexpr`` arguments, in order.
+        overlap: start when the kernel before it releases its dependents, not when it ends.
+    """
+    if INTERPRETED:
+        kernel[grid](*arguments, **constants)
+        return
+    device = torch.cuda.current_device()
+    kinds = tuple(
+        (a.dtype, a.data_ptr() % 16 == 0) if isinstance(a, Tensor) else type(a) for a in arguments
+    )
+    values = tuple(constants.values())
+    key = (kernel.fn, device, num_warps, num_stages, overlap, kinds, values)
+    compiled = _compiled.get(key)
+    if compiled is None:
+        options = {"num_warps": num_warps, "num_stages": num_stages}
+        if overlap:
+            options["launch_pdl"] = True
+        _compiled[key] = kernel[grid](*arguments, **constants, **options)
+        return
+    stream = torch._C._cuda_getCurrentRawStream(device)
+    compiled.run(
+        *grid, stream, compiled.function, compiled.packed_metadata, None, None, None,
+        *arguments, *values,
+    )  # fmt: skip

@@ -1,0 +1,242 @@
+"""The frozen product with the low-rank one riding along: ``y = x Wᵀ + bias + h Bᵀ``.
+
+Forward:    y  = x Wᵀ + bias + h Bᵀ
+Backward:   dX = dY W + mask ⊙ (u A)
+
+``h Bᵀ`` is one more step of the same inner product: where the frozen product sums over d_in in steps
+of BLOCK_K, the adapter adds a step over the rank, into the same accumulators. Nothing is read or
+written again. Under dropout the mask stands between the two sums of dX: there the low-rank one
+comes first, is masked in the accumulators, and the frozen one is added to it.
+
+One program a multiprocessor walks over the tiles of y, in an order that keeps a band of x in cache.
+h is computed by the kernel launched before this one, which still runs while this one starts. A
+program waits for it where it first needs it, one tile's worth of arithmetic later; so the first tile of
+a program adds its low-rank part at the end, under dropout too.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from ilora_kernels.backends.triton.adapter import Dropout, rank_block
+from ilora_kernels.backends.triton.configs import choose, fusing_pays, multiprocessors
+from ilora_kernels.backends.triton.launch import (
+    can_overlap,
+    current_device,
+    describable,
+    descriptor,
+    has_copy_engine,
+    launch,
+)
+from ilora_kernels.backends.triton.mask import keep_tile
+
+
+@triton.jit
+def tile_position(tile, num_tiles_m, num_tiles_n, GROUP: tl.constexpr):
+    """Tile number -> row and column of tiles: down a band of GROUP rows, then one column right."""
+    tiles_in_band = GROUP * num_tiles_n
+    first_m = (tile // tiles_in_band) * GROUP
+    height = min(num_tiles_m - first_m, GROUP)
+    within = tile % tiles_in_band
+    return first_m + within % height, within // height
+
+
+@triton.jit
+def halves_of(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Left and right half of a tile, without leaving the registers."""
+    return tile.reshape(ROWS, 2, COLUMNS // 2).permute(0, 2, 1).split()
+
+
+@triton.jit
+def parts_of(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr):
+    """The tile's columns in 1, 2 or 4 parts."""
+    if PARTS == 1:
+        return (tile,)
+    left, right = halves_of(tile, ROWS, COLUMNS)
+    if PARTS == 2:
+        return left, right
+    a, b = halves_of(left, ROWS, COLUMNS // 2)
+    c, d = halves_of(right, ROWS, COLUMNS // 2)
+    return a, b, c, d
+
+
+@triton.jit
+def add_low_rank(
+    accumulator, h_desc, factor_desc, row, column,
+    RANK: tl.constexpr, BLOCK_R: tl.constexpr, BACKWARD: tl.constexpr,
+):  # fmt: skip
+    """``accumulator + h Bᵀ``, or ``+ u A``: the step over the rank."""
+    for r in tl.static_range(0, RANK, BLOCK_R):
+        h = h_desc.load([row, r])
+        if BACKWARD:
+            factor = factor_desc.load([r, column])
+        else:
+            factor = factor_desc.load([column, r]).T
+        accumulator = tl.dot(h, factor, accumulator)
+    return accumulator
+
+
+@triton.jit
+def masked_low_rank(
+    h_desc, factor_desc, seed_ptr, row, column, threshold,
+    RANK: tl.constexpr, BLOCK_R: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """``mask ⊙ (u A)`` for a block of dX; u carries the factor 1/(1-p)."""
+    zero = tl.zeros((ROWS, COLUMNS), tl.float32)
+    low_rank = add_low_rank(zero, h_desc, factor_desc, row, column, RANK, BLOCK_R, True)
+    rows = row + tl.arange(0, ROWS)[:, None]
+    columns = tl.arange(0, COLUMNS)[None, :]
+    return tl.where(keep_tile(seed_ptr, rows, column, columns, threshold), low_rank, 0.0)
+
+
+@triton.jit(do_not_specialize=("T", "N", "K", "threshold"))
+def linear_kernel(
+    x_desc,  # [T, K]: x, or dY in the backward pass
+    w_desc,  # [N, K]: the weight; in the backward pass, read as [K, N]
+    h_desc,  # [T, RANK]: h, or u
+    factor_desc,  # lora_B [N, R], or lora_A [R, N] in the backward pass
+    factor_part_desc,  # the same in blocks of one part
+    y_desc,  # [T, N]: y, or dX
+    bias_ptr,  # [N]
+    seed_ptr,
+    T,
+    N,
+    K,
+    threshold,
+    RANK: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PARTS: tl.constexpr,
+    GROUP: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    MASKED: tl.constexpr,
+    OVERLAP: tl.constexpr,
+    FLATTEN: tl.constexpr,
+):
+    PART: tl.constexpr = BLOCK_N // PARTS
+    num_tiles_m = tl.cdiv(T, BLOCK_M)
+    num_tiles_n = tl.cdiv(N, BLOCK_N)
+    steps = tl.cdiv(K, BLOCK_K)
+    for tile in tl.range(tl.program_id(0), num_tiles_m * num_tiles_n, PROGRAMS, flatten=FLATTEN):
+        tile_m, tile_n = tile_position(tile, num_tiles_m, num_tiles_n, GROUP)
+        row = tile_m * BLOCK_M
+        column = tile_n * BLOCK_N
+        accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        if MASKED and tile >= PROGRAMS:
+            accumulator = masked_low_rank(
+                h_desc, factor_desc, seed_ptr, row, column, threshold,
+                RANK, BLOCK_R, BLOCK_M, BLOCK_N,
+            )  # fmt: skip
+
+        for k in range(steps):
+            x = x_desc.load([row, k * BLOCK_K])
+            if BACKWARD:
+                w = w_desc.load([k * BLOCK_K, column])
+            else:
+                w = w_desc.load([column, k * BLOCK_K]).T
+            accumulator = tl.dot(x, w, accumulator)
+
+        if OVERLAP:
+            gdc_wait()  # h is there from here on
+            gdc_launch_dependents()  # and so is what the gradients need
+        if not MASKED:
+            accumulator = add_low_rank(
+                accumulator, h_desc, factor_desc, row, column, RANK, BLOCK_R, BACKWARD
+            )
+
+        # The tile leaves in parts, so that shared memory has room for the stages of the loads.
+        parts = parts_of(accumulator, BLOCK_M, BLOCK_N, PARTS)
+        for i in tl.static_range(PARTS):
+            part = parts[i]
+            first = column + i * PART
+            if HAS_BIAS:
+                columns = first + tl.arange(0, PART)
+                bias = tl.load(bias_ptr + columns, mask=columns < N, other=0.0)
+                part += bias.to(tl.float32)[None, :]
+            if MASKED and tile < PROGRAMS:
+                part += masked_low_rank(
+                    h_desc, factor_part_desc, seed_ptr, row, first, threshold,
+                    RANK, BLOCK_R, BLOCK_M, PART,
+                )  # fmt: skip
+            y_desc.store([row, first], part.to(y_desc.dtype))
+
+
+def can_fuse(x: Tensor, weight: Tensor, y: Tensor, rank: int) -> bool:
+    """Whether this kernel takes these matrices, and beats the library's product with ``delta``."""
+    device = current_device()
+    if not has_copy_engine(device) or x.dtype == torch.float32:
+        return False
+    if not (describable(x) and describable(weight) and describable(y)):
+        return False
+    config = choose("linear", x.shape[0], rank, device)
+    return fusing_pays(*y.shape, x.shape[1], (config.block_m, config.block_n), device)
+
+
+def linear(
+    x: Tensor,  # [T, K]: x, or dY in the backward pass
+    weight: Tensor,
+    h: Tensor,  # [T, padded R]: h, or u
+    factor: Tensor,  # lora_B, or lora_A in the backward pass
+    y: Tensor,  # [T, N]: y, or dX
+    bias: Tensor | None,
+    dropout: Dropout | None,
+    *,
+    backward: bool,
+) -> None:
+    """Write y; launched after the kernel that writes h, it starts before that one has ended."""
+    rows, depth = x.shape
+    columns, rank = y.shape[1], h.shape[1]
+    masked = dropout is not None and backward
+    device = current_device()
+    config = choose("linear dropout" if masked else "linear", rows, rank, device)
+    programs = multiprocessors(device)
+    tiles = -(-rows // config.block_m) * -(-columns // config.block_n)
+    block_r = rank_block(rank, limit=64)
+    part = config.block_n // config.parts
+    tile_k_n = [config.block_k, config.block_n]
+    blocks = (tile_k_n, [block_r, config.block_n], [block_r, part])
+    w_block, factor_block, part_block = blocks if backward else (b[::-1] for b in blocks)
+    launch(
+        linear_kernel,
+        (min(programs, tiles), 1, 1),
+        (
+            descriptor(x, [config.block_m, config.block_k]),
+            descriptor(weight, w_block),
+            descriptor(h, [config.block_m, block_r]),
+            descriptor(factor, factor_block),
+            descriptor(factor, part_block),
+            descriptor(y, [config.block_m, part]),
+            y if bias is None else bias,
+            y if dropout is None else dropout.seed,
+            rows,
+            columns,
+            depth,
+            0 if dropout is None else dropout.threshold,
+        ),
+        {
+            "RANK": rank,
+            "BLOCK_R": block_r,
+            "BLOCK_M": config.block_m,
+            "BLOCK_N": config.block_n,
+            "BLOCK_K": config.block_k,
+            "PARTS": config.parts,
+            "GROUP": config.group,
+            "PROGRAMS": programs,
+            "BACKWARD": backward,
+            "HAS_BIAS": bias is not None,
+            "MASKED": masked,
+            "OVERLAP": can_overlap(device),
+            "FLATTEN": config.flatten,
+        },
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        overlap=can_overlap(device),
+    )

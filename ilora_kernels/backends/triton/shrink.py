@@ -1,0 +1,235 @@
+"""First half of the low-rank path: ``h = (x̂ Aᵀ) ⊙ G``, and its mirror in the backward pass.
+
+Forward, over x:      xa = x̂ Aᵀ,       h = xa ⊙ G
+Backward, over dY:    v  = dY B,       u = v ⊙ G / (1-p),   h = xa ⊙ G,   p = s · xa ⊙ v
+
+``G[t, j] = s · gate[b(t), j // r]``. ``x̂`` is x with the dropped elements zero; its factor 1/(1-p)
+is applied to the float32 sum, and to u for the two products that u enters. ``p`` summed over an
+instance's rows and an expert's columns is that gate's gradient.
+
+The kernel reads one tall matrix once and writes next to nothing. Its blocks are small on purpose:
+launched before the frozen product, which it releases at once, it runs *beside* it on the same
+multiprocessors, on the bandwidth that the product leaves idle.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents
+
+from ilora_kernels.backends.triton.adapter import Dropout, Gating, padded_rank, rank_block
+from ilora_kernels.backends.triton.configs import choose, multiprocessors
+from ilora_kernels.backends.triton.launch import (
+    PRECISION,
+    can_overlap,
+    current_device,
+    describable,
+    descriptor,
+    has_copy_engine,
+    launch,
+)
+from ilora_kernels.backends.triton.mask import keep_tile
+
+
+@triton.jit
+def instance_of(rows, cu_seqlens_ptr, num_gates, rows_per_gate, PACKED: tl.constexpr):
+    """b(t): the gate that governs each row."""
+    if PACKED:
+        started = tl.zeros(rows.shape, tl.int32)  # how many sequences after the first have begun
+        for first in range(1, num_gates, 32):
+            index = first + tl.arange(0, 32)
+            start = tl.load(cu_seqlens_ptr + index, mask=index < num_gates, other=2147483647)
+            started += tl.sum((rows[:, None] >= start[None, :]).to(tl.int32), 1)
+        return started
+    else:
+        return rows // rows_per_gate
+
+
+@triton.jit(
+    do_not_specialize=(
+        "T", "D", "num_gates", "rows_per_gate", "x_stride", "factor_stride", "threshold",
+    ),
+)  # fmt: skip
+def shrink_kernel(
+    x_ref,  # [T, D], descriptor or pointer: x, or dY in the backward pass
+    factor_ref,  # descriptor or pointer: lora_A [R, D], or lora_B [D, R] in the backward pass
+    gate_ptr,  # [G, K]
+    cu_seqlens_ptr,  # [G + 1]
+    xa_ptr,  # [T, R]; written in the forward pass, read in the backward pass
+    h_ptr,  # [T, R_PADDED]
+    u_ptr,  # [T, R_PADDED], backward pass
+    p_ptr,  # [T, R], backward pass
+    seed_ptr,
+    T,
+    D,
+    num_gates,
+    rows_per_gate,
+    x_stride,
+    factor_stride,
+    scaling,
+    threshold,
+    keep_scale,
+    R: tl.constexpr,
+    R_PADDED: tl.constexpr,
+    RANK_OF_EXPERT: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    PACKED: tl.constexpr,
+    MASKED: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    OVERLAP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    if OVERLAP:
+        gdc_launch_dependents()  # the product may start now; it waits for h where it needs it
+    if ALIGNED:  # a hint that the compiler believes: rows are whole units of 16 bytes
+        x_stride, factor_stride, D = x_stride // 8 * 8, factor_stride // 8 * 8, D // 8 * 8
+    first_rank = tl.program_id(1) * BLOCK_R
+    j = first_rank + tl.arange(0, BLOCK_R)
+    for block in range(tl.program_id(0), tl.cdiv(T, BLOCK_T), tl.num_programs(0)):
+        first_row = block * BLOCK_T
+        rows = first_row + tl.arange(0, BLOCK_T)
+
+        # xa or v: one pass over the rows of x or dY.
+        product = tl.zeros((BLOCK_T, BLOCK_R), tl.float32)
+        for d in range(0, D, BLOCK_D):
+            columns = d + tl.arange(0, BLOCK_D)
+            if DESCRIPTORS:
+                x = x_ref.load([first_row, d])
+                if BACKWARD:
+                    factor = factor_ref.load([d, first_rank])
+                else:
+                    factor = factor_ref.load([first_rank, d]).T
+            else:
+                x = tl.load(
+                    x_ref + (rows[:, None].to(tl.int64) * x_stride + columns[None, :]),
+                    mask=(rows < T)[:, None] & (columns < D)[None, :],
+                    other=0.0,
+                )
+                if BACKWARD:
+                    offset = columns[:, None] * factor_stride + j[None, :]
+                else:
+                    offset = j[None, :] * factor_stride + columns[:, None]
+                in_factor = (columns < D)[:, None] & (j < R)[None, :]
+                factor = tl.load(factor_ref + offset, mask=in_factor, other=0.0)
+            if MASKED:
+                i = tl.arange(0, BLOCK_D)[None, :]
+                x = tl.where(keep_tile(seed_ptr, rows[:, None], d, i, threshold), x, 0.0)
+            product = tl.dot(x, factor, product, input_precision=PRECISION)
+        if MASKED:
+            product *= keep_scale
+
+        # The gates, in float32.
+        valid = (rows < T)[:, None] & (j < R)[None, :]
+        instance = instance_of(rows, cu_seqlens_ptr, num_gates, rows_per_gate, PACKED)
+        NUM_EXPERTS: tl.constexpr = R // RANK_OF_EXPERT
+        gate_offset = instance[:, None] * NUM_EXPERTS + (j // RANK_OF_EXPERT)[None, :]
+        row_gate = scaling * tl.load(gate_ptr + gate_offset, mask=valid, other=0.0)
+
+        thin = rows[:, None].to(tl.int64) * R + j[None, :]
+        padded = rows[:, None].to(tl.int64) * R_PADDED + j[None, :]
+        in_padded = (rows < T)[:, None] & (j < R_PADDED)[None, :]
+        if BACKWARD:
+            xa = tl.load(xa_ptr + thin, mask=valid, other=0.0)
+            u = product * row_gate * keep_scale
+            tl.store(u_ptr + padded, u.to(u_ptr.dtype.element_ty), mask=in_padded)
+            tl.store(p_ptr + thin, scaling * xa * product, mask=valid)
+        else:
+            xa = product
+            tl.store(xa_ptr + thin, xa, mask=valid)
+        h = xa * row_gate
+        tl.store(h_ptr + padded, h.to(h_ptr.dtype.element_ty), mask=in_padded)
+
+
+def shrink(
+    x: Tensor, lora_A: Tensor, gating: Gating, dropout: Dropout | None
+) -> tuple[Tensor, Tensor]:
+    """Return ``xa [T, R]`` in float32 and ``h [T, padded R]`` in x's dtype."""
+    rank = lora_A.shape[0]
+    xa = gating.gate.new_empty((x.shape[0], rank))
+    h = x.new_empty((x.shape[0], padded_rank(rank)))
+    _launch(x, lora_A, rank, gating, dropout, xa, h, h, xa, backward=False)
+    return xa, h
+
+
+def shrink_backward(
+    dy: Tensor, lora_B: Tensor, xa: Tensor, gating: Gating, dropout: Dropout | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``u`` and ``h [T, padded R]`` in dY's dtype and ``p [T, R]`` in float32."""
+    rank = xa.shape[1]
+    h, u = (dy.new_empty((dy.shape[0], padded_rank(rank))) for _ in range(2))
+    p = torch.empty_like(xa)
+    _launch(dy, lora_B, rank, gating, dropout, xa, h, u, p, backward=True)
+    return u, h, p
+
+
+def _launch(
+    x: Tensor,
+    factor: Tensor,
+    rank: int,
+    gating: Gating,
+    dropout: Dropout | None,
+    xa: Tensor,
+    h: Tensor,
+    u: Tensor,
+    p: Tensor,
+    *,
+    backward: bool,
+) -> None:
+    rows, width = x.shape
+    gate, cu_seqlens, rows_per_gate, scaling = gating
+    masked = dropout is not None and not backward
+    device = current_device()
+    config = choose("shrink dropout" if masked else "shrink", rows, rank, device)
+    block_r = rank_block(rank)
+    aligned = describable(x) and describable(factor)
+    descriptors = aligned and has_copy_engine(device)
+    factor_block = [config.block_d, block_r] if backward else [block_r, config.block_d]
+    launch(
+        shrink_kernel,
+        # No more programs than multiprocessors: one beside each program of the product.
+        (min(multiprocessors(device), -(-rows // config.block_t)), -(-rank // block_r), 1),
+        (
+            descriptor(x, [config.block_t, config.block_d]) if descriptors else x,
+            descriptor(factor, factor_block) if descriptors else factor,
+            gate,
+            gate if cu_seqlens is None else cu_seqlens,
+            xa,
+            h,
+            u,
+            p,
+            gate if dropout is None else dropout.seed,
+            rows,
+            width,
+            gate.shape[0],
+            max(rows_per_gate, 1),
+            x.stride(0),
+            factor.stride(0),
+            scaling,
+            0 if dropout is None else dropout.threshold,
+            1.0 if dropout is None else dropout.keep_scale,
+        ),
+        {
+            "R": rank,
+            "R_PADDED": h.shape[1],
+            "RANK_OF_EXPERT": rank // gate.shape[1],
+            "BLOCK_R": block_r,
+            "BLOCK_T": config.block_t,
+            "BLOCK_D": config.block_d,
+            "BACKWARD": backward,
+            "PACKED": cu_seqlens is not None,
+            "MASKED": masked,
+            "DESCRIPTORS": descriptors,
+            "ALIGNED": aligned,
+            "OVERLAP": can_overlap(device),
+            "PRECISION": PRECISION,
+        },
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
