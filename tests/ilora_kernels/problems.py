@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ilora_kernels import gated_lora, gated_lora_linear, reference
+from ilora_kernels.dropout import draw_seed, keep_mask, threshold_and_scale
 
 GATE_FORMS = ("shared", "instance", "token", "packed", "token_2d")
 TRAINABLE = ("x", "lora_A", "lora_B", "gate")
@@ -49,7 +51,14 @@ class Problem:
         linear = function or gated_lora_linear
         return linear(self.x, self.weight, self.bias, *low_rank, **options)
 
-    def run_reference(self) -> Tensor:
+    def run_reference(self, dropped: Tensor | None = None) -> Tensor:
+        """The loop over experts; under dropout, ``dropped`` is what reaches the low-rank path."""
+        if dropped is not None:
+            low_rank = replace(self, x=dropped, weight=None).run(reference.gated_lora)
+            if self.weight is None:
+                return low_rank
+            y = self.x @ self.weight.T + low_rank
+            return y if self.bias is None else y + self.bias
         plain = reference.gated_lora if self.weight is None else reference.gated_lora_linear
         return self.run(plain)
 
@@ -102,6 +111,47 @@ def gradients(problem: Problem, output: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(output, wanted, direction.to(output)))
 
 
+def assert_matches_float64(
+    problem: Problem,
+    dtype: torch.dtype,
+    *,
+    dropout_p: float = 0.0,
+    arrange: Callable[[Tensor], Tensor] | None = None,
+    directed: Callable[[Problem, Tensor], list[Tensor]] = gradients,
+) -> None:
+    """Output and gradients obey the rule for errors.
+
+    Args:
+        problem: in any dtype; it is rounded to ``dtype`` before anything is computed.
+        arrange: a differentiable change of how x lies in memory, not of its values.
+        directed: what the gradients are of.
+    """
+    rounded = problem.to(dtype)
+    plain, fused = rounded.leaves(), rounded.leaves()
+    # The oracle starts from the rounded inputs: their rounding is nobody's error.
+    oracle = rounded.to(torch.float64).leaves()
+    arranged = fused if arrange is None else replace(fused, x=arrange(fused.x))
+    torch.manual_seed(7)
+    y = arranged.run(dropout_p=dropout_p)
+    assert y.dtype == dtype
+    torch.manual_seed(7)
+    outputs = [p.run_reference(_dropped(p.x, dropout_p)) for p in (oracle, plain)] + [y]
+    assert_at_most_twice_the_error(outputs[2], outputs[1], outputs[0])
+    grads = [directed(p, y) for p, y in zip((oracle, plain, fused), outputs, strict=True)]
+    for true, plain_grad, grad in zip(*grads, strict=True):
+        assert_at_most_twice_the_error(grad, plain_grad, true)
+
+
+def _dropped(x: Tensor, dropout_p: float) -> Tensor | None:
+    """``dropout(x)`` with the mask that the next call draws after ``torch.manual_seed(7)``."""
+    if dropout_p == 0.0:
+        return None
+    torch.manual_seed(7)
+    rows = x.shape[:-1].numel()
+    keep = keep_mask(draw_seed(x.device), rows, x.shape[-1], dropout_p).view(x.shape)
+    return x * keep * threshold_and_scale(dropout_p)[1]
+
+
 def assert_at_most_twice_the_error(actual: Tensor, plain: Tensor, oracle: Tensor) -> None:
     """The error against float64 is at most twice that of the formula in PyTorch, same dtype."""
     assert actual.shape == oracle.shape
@@ -111,13 +161,14 @@ def assert_at_most_twice_the_error(actual: Tensor, plain: Tensor, oracle: Tensor
     if actual.dtype == torch.float64:  # the oracle is no better
         torch.testing.assert_close(actual, oracle, rtol=1e-12, atol=1e-12)
         return
+    oracle = oracle.detach()
     scale = float(oracle.square().mean().sqrt())
     if scale == 0.0:  # the gradient of no token at all
         assert not actual.any()
         return
 
     def error(value: Tensor) -> float:
-        return float((value.double() - oracle).square().mean().sqrt() / scale)
+        return float((value.detach().double() - oracle).square().mean().sqrt() / scale)
 
     # The gate's gradient has a handful of elements, and luck makes either of the two nearly exact
     # (seen: factors of 0.3 to 3 around 3 eps). Two units are what rounding inputs and output costs.

@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from ilora_kernels import backends, use_backend
+from ilora_kernels import backends, gated_lora, use_backend
 from ilora_kernels.backends import AUTOMATIC, requested
 
 
@@ -30,6 +31,24 @@ def test_an_unusable_backend_is_refused_with_its_reason() -> None:
         with pytest.raises(RuntimeError) as caught, use_backend(name):
             pass
         assert reason in str(caught.value)
+
+
+def test_a_machine_without_triton_is_told_so() -> None:
+    program = (
+        "import sys; sys.modules['triton'] = None\n"  # as if it were not installed
+        "import ilora_kernels; print(ilora_kernels.backends()['triton'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.splitlines()[-1]
+    assert "triton" in done.stdout
+
+
+def test_a_dtype_that_a_named_backend_lacks_is_refused(triton_device: torch.device) -> None:
+    x = torch.ones(2, 4, dtype=torch.float64, device=triton_device)
+    with pytest.raises(TypeError, match=r"triton backend does not take x of dtype torch\.float64"):
+        gated_lora(x, x, x.T.contiguous(), x[0, :1])
 
 
 def test_the_choice_ends_with_the_block_even_after_an_error() -> None:

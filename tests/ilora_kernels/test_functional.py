@@ -11,12 +11,11 @@ from ilora_kernels.functional import gated_lora_onto
 from .problems import (
     GATE_FORMS,
     Problem,
-    assert_at_most_twice_the_error,
+    assert_matches_float64,
     gradients,
     random_problem,
 )
 
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SIZES = {
     "odd": {},
     "one token": {"instances": 1, "length": 1},
@@ -24,42 +23,31 @@ SIZES = {
     "one expert": {"experts": 1},
     "rank is the number of experts": {"experts": 6},
     "larger": {"instances": 4, "length": 33, "d_in": 130, "d_out": 257, "rank": 24, "experts": 4},
+    # Rows of whole 16-byte units, but not of whole units of eight elements, in float32.
+    "widths of four modulo eight": {"d_in": 20, "d_out": 12},
+    "rank of four": {"d_in": 24, "d_out": 16, "rank": 4, "experts": 2},
+    "widths of eight": {"d_in": 24, "d_out": 16, "rank": 8, "experts": 2},
     "no token": {"length": 0},
     "no instance": {"instances": 0},
 }
 
 
-def check(problem: Problem, dtype: torch.dtype) -> None:
-    oracle = problem.leaves()
-    rounded = problem.to(dtype)
-    plain, fused = rounded.leaves(), rounded.leaves()
-    # The oracle starts from the rounded inputs: their rounding is nobody's error.
-    oracle = rounded.to(torch.float64).leaves()
-    outputs = [oracle.run_reference(), plain.run_reference(), fused.run()]
-    assert outputs[2].dtype == dtype
-    assert_at_most_twice_the_error(outputs[2], outputs[1], outputs[0])
-    grads = [gradients(p, y) for p, y in zip((oracle, plain, fused), outputs, strict=True)]
-    for true, plain_grad, grad in zip(*grads, strict=True):
-        assert_at_most_twice_the_error(grad, plain_grad, true)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("gate_form", GATE_FORMS)
 @pytest.mark.parametrize("linear", [True, False], ids=["linear", "delta"])
 def test_output_and_gradients_match_float64(
     device: torch.device, gate_form: str, dtype: torch.dtype, linear: bool
 ) -> None:
-    check(random_problem(gate_form, device=device, linear=linear), dtype)
+    assert_matches_float64(random_problem(gate_form, device=device, linear=linear), dtype)
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
 @pytest.mark.parametrize("gate_form", GATE_FORMS)
 def test_every_size_works(device: torch.device, gate_form: str, size: dict[str, int]) -> None:
-    check(random_problem(gate_form, device=device, **size), torch.float32)
+    assert_matches_float64(random_problem(gate_form, device=device, **size), torch.float32)
 
 
 def test_a_layer_without_bias_works(device: torch.device) -> None:
-    check(random_problem("instance", device=device, bias=False), torch.float32)
+    assert_matches_float64(random_problem("instance", device=device, bias=False), torch.float32)
 
 
 def test_non_contiguous_inputs_give_the_same_as_contiguous_ones(device: torch.device) -> None:
@@ -103,15 +91,15 @@ def test_the_same_inputs_give_the_same_bits(device: torch.device) -> None:
 
 
 def test_uniform_gates_are_plain_lora(device: torch.device) -> None:
-    problem = random_problem("shared", device=device)
-    uniform = torch.ones(3, dtype=torch.float64, device=device)
+    problem = random_problem("shared", device=device).to(torch.float32)
+    uniform = torch.ones(3, device=device)
     y = gated_lora(problem.x, problem.lora_A, problem.lora_B, uniform, scaling=2.0)
     torch.testing.assert_close(y, 2.0 * problem.x @ problem.lora_A.T @ problem.lora_B.T)
 
 
 def test_the_update_onto_a_given_output_adds_and_passes_its_gradient(device: torch.device) -> None:
-    problem = random_problem("instance", device=device, linear=False).leaves()
-    base = torch.randn(3, 5, 13, dtype=torch.float64, device=device, requires_grad=True)
+    problem = random_problem("instance", device=device, linear=False).to(torch.float32).leaves()
+    base = torch.randn(3, 5, 13, device=device, requires_grad=True)
     low_rank = (problem.lora_A, problem.lora_B, problem.gate)
     y = gated_lora_onto(base, problem.x, *low_rank, scaling=problem.scaling)
     torch.testing.assert_close(y, base + problem.run_reference())
@@ -120,8 +108,8 @@ def test_the_update_onto_a_given_output_adds_and_passes_its_gradient(device: tor
 
 
 def test_an_output_is_never_an_input_in_disguise(device: torch.device) -> None:
-    problem = random_problem("instance", device=device, linear=False)
-    base = torch.randn(3, 5, 13, dtype=torch.float64, device=device)
+    problem = random_problem("instance", device=device, linear=False).to(torch.float32)
+    base = torch.randn(3, 5, 13, device=device)
     before = base.clone()
     gated_lora_onto(base, problem.x, problem.lora_A, problem.lora_B, problem.gate).add_(1.0)
     assert torch.equal(base, before)
@@ -148,7 +136,7 @@ def test_gates_enter_in_float32_also_for_half_precision_inputs(device: torch.dev
 
 
 def test_gradients_come_only_where_they_are_asked_for(device: torch.device) -> None:
-    problem = random_problem("instance", device=device)
+    problem = random_problem("instance", device=device).to(torch.float32)
     gate = problem.gate.clone().requires_grad_()
     y = gated_lora_linear(
         problem.x, problem.weight, problem.bias, problem.lora_A, problem.lora_B, gate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -40,6 +41,29 @@ def test_gradcheck_passes(gate_form: str, linear: bool) -> None:
 
 
 @pytest.mark.parametrize("gate_form", GATE_FORMS)
+@pytest.mark.parametrize("linear", [True, False], ids=["linear", "delta"])
+def test_gradients_are_the_central_differences_in_float32(
+    device: torch.device, gate_form: str, linear: bool
+) -> None:
+    """A weighted sum of y is affine in each argument: there a difference is exact for any step."""
+    problem = random_problem(gate_form, device=device, linear=linear).to(torch.float32).leaves()
+    y = problem.run()
+    weights = torch.randn_like(y).double()
+    grads = torch.autograd.grad(y, trainable(problem), weights.float())
+
+    def value(argument: str, step: torch.Tensor) -> torch.Tensor:
+        moved = replace(problem, **{argument: getattr(problem, argument).detach() + step})
+        return (moved.run().detach().double() * weights.float().double()).sum()
+
+    for argument, grad in zip(TRAINABLE, grads, strict=True):
+        step = torch.randn_like(grad)
+        difference = (value(argument, step) - value(argument, -step)) / 2
+        terms = (grad.double() * step.double()).norm() + (y.detach().double() * weights).norm()
+        error = ((grad.double() * step.double()).sum() - difference).abs()
+        assert error <= 32 * torch.finfo(torch.float32).eps * terms
+
+
+@pytest.mark.parametrize("gate_form", GATE_FORMS)
 @pytest.mark.parametrize("dropout_p", [0.0, 0.25])
 def test_opcheck_passes(device: torch.device, gate_form: str, dropout_p: float) -> None:
     p = random_problem(gate_form, device=device).to(torch.float32)
@@ -68,7 +92,7 @@ def test_func_grad_matches_autograd(device: torch.device) -> None:
 
 
 def test_vmap_matches_a_loop(device: torch.device) -> None:
-    p = random_problem("instance", device=device)
+    p = random_problem("instance", device=device).to(torch.float32)
 
     def one(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         return gated_lora_linear(x, p.weight, p.bias, p.lora_A, p.lora_B, gate)
@@ -80,7 +104,7 @@ def test_vmap_matches_a_loop(device: torch.device) -> None:
 
 
 def test_per_sample_gradients_through_vmap_of_grad(device: torch.device) -> None:
-    p = random_problem("instance", device=device)
+    p = random_problem("instance", device=device).to(torch.float32)
 
     def loss(lora_A: torch.Tensor, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         return gated_lora(x, lora_A, p.lora_B, gate).square().sum()
@@ -91,7 +115,7 @@ def test_per_sample_gradients_through_vmap_of_grad(device: torch.device) -> None
 
 
 def test_jacrev_matches_autograd(device: torch.device) -> None:
-    p = random_problem("shared", device=device)
+    p = random_problem("shared", device=device).to(torch.float32)
 
     def output(gate: torch.Tensor) -> torch.Tensor:
         return gated_lora(p.x[:, 0], p.lora_A, p.lora_B, gate)
@@ -101,7 +125,7 @@ def test_jacrev_matches_autograd(device: torch.device) -> None:
 
 
 def test_forward_mode_is_refused_loudly(device: torch.device) -> None:
-    p = random_problem("shared", device=device)
+    p = random_problem("shared", device=device).to(torch.float32)
 
     def output(x: torch.Tensor) -> torch.Tensor:
         return gated_lora(x, p.lora_A, p.lora_B, p.gate)
@@ -111,7 +135,7 @@ def test_forward_mode_is_refused_loudly(device: torch.device) -> None:
 
 
 def test_a_second_derivative_is_refused_with_a_sentence(device: torch.device) -> None:
-    p = random_problem("instance", device=device).leaves()
+    p = random_problem("instance", device=device).to(torch.float32).leaves()
     (grad,) = torch.autograd.grad(p.run().square().sum(), p.x, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         grad.sum().backward()
@@ -138,22 +162,22 @@ def test_one_compiled_graph_serves_every_batch_size(device: torch.device) -> Non
     torch._dynamo.reset()
     compiled = torch.compile(gated_lora_linear, fullgraph=True, dynamic=True, backend="aot_eager")
     for instances in (2, 3, 5):
-        p = random_problem("instance", device=device, instances=instances)
+        p = random_problem("instance", device=device, instances=instances).to(torch.float32)
         y = compiled(p.x, p.weight, p.bias, p.lora_A, p.lora_B, p.gate, scaling=p.scaling)
         torch.testing.assert_close(y, p.run_reference())
 
 
 def test_dropout_under_compile_uses_one_mask_forward_and_backward(device: torch.device) -> None:
     torch._dynamo.reset()
-    p = random_problem("shared", device=device, linear=False, rank=3)
-    ones = torch.ones(4, 50, dtype=torch.float64, device=device, requires_grad=True)
-    lora_A = torch.ones(3, 50, dtype=torch.float64, device=device)
+    p = random_problem("shared", device=device, linear=False, rank=3).to(torch.float32)
+    ones = torch.ones(4, 50, device=device, requires_grad=True)
+    lora_A = torch.ones(3, 50, device=device)
     compiled = torch.compile(gated_lora, fullgraph=True, backend="aot_eager")
     y = compiled(ones, lora_A, p.lora_B, p.gate, dropout_p=0.5)
     (grad,) = torch.autograd.grad(y.sum(), ones)
     per_element = (p.gate.repeat_interleave(1) @ p.lora_B.T).sum()
     # y counts the kept elements of each row, and exactly those have a gradient.
-    torch.testing.assert_close(y.sum(1) / per_element, (grad != 0).sum(1).double() * 2.0)
+    torch.testing.assert_close(y.sum(1) / per_element, (grad != 0).sum(1).float() * 2.0)
 
 
 @pytest.mark.gpu
