@@ -12,6 +12,8 @@ governs the rows ``cu_seqlens[g] … cu_seqlens[g + 1]`` or, without ``cu_seqlen
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 from typing import Any
 
 import torch
@@ -50,47 +52,18 @@ def gated_lora(
     seed: Tensor | None,
 ) -> Tensor:
     """Return ``y [T, d_out]``, differentiable; inputs are checked by :mod:`ilora_kernels.functional`."""
-    y, _ = _GatedLoRA.apply(
-        x,
-        weight,
-        bias,
-        base,
-        lora_A,
-        lora_B,
-        gate,
-        cu_seqlens,
-        rows_per_gate,
-        scaling,
-        dropout_p,
-        seed,
-        requested(),
-    )
-    return y
+    low_rank = (lora_A, lora_B, gate, cu_seqlens, rows_per_gate, scaling)
+    arguments = (x, weight, bias, base, *low_rank, dropout_p, seed, requested())
+    operation = _GatedLoRA.apply if torch.is_grad_enabled() else torch.ops.ilora.gated_lora
+    return operation(*arguments)[0]
 
 
 class _GatedLoRA(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        base: Tensor | None,
-        lora_A: Tensor,
-        lora_B: Tensor,
-        gate: Tensor,
-        cu_seqlens: Tensor | None,
-        rows_per_gate: int,
-        scaling: float,
-        dropout_p: float,
-        seed: Tensor | None,
-        backend: str,
-    ) -> tuple[Tensor, Tensor]:
-        low_rank = (lora_A, lora_B, gate, cu_seqlens, rows_per_gate, scaling)
-        return torch.ops.ilora.gated_lora(
-            x, weight, bias, base, *low_rank, dropout_p, seed, backend
-        )
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+        return torch.ops.ilora.gated_lora(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -107,9 +80,10 @@ class _GatedLoRA(torch.autograd.Function):
         needs_x, needs_base = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
         needs = (needs_x, *ctx.needs_input_grad[4:7])
         arguments = (grad_y, *tensors, *ctx.scalars, seed, needs, ctx.backend)
-        # Inside a compiled graph the derivative is traced, and a second Function is not needed.
-        compiling = torch.compiler.is_compiling()
-        gradients = _raw_backward(*arguments) if compiling else _Backward.apply(*arguments)
+        # The second Function refuses a second derivative; where none is recorded, or the derivative
+        # is traced into a compiled graph, it is not needed.
+        recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        gradients = _Backward.apply(*arguments) if recorded else _raw_backward(*arguments)
         dx, dA, dB, dgate = (g if n else None for g, n in zip(gradients, needs, strict=True))
         dbase = grad_y if needs_base else None
         return dx, None, None, dbase, dA, dB, dgate, *(None,) * 6
@@ -135,6 +109,11 @@ class _Backward(torch.autograd.Function):
         )
 
 
+for _function in (_GatedLoRA, _Backward):
+    # apply() asks for the signature at every call; kept here, it is not worked out anew each time.
+    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[attr-defined]
+
+
 def _raw_backward(*inputs: Any) -> tuple[Tensor, ...]:
     *head, needs, backend = inputs
     return torch.ops.ilora.gated_lora_backward(*head, list(needs), backend)
@@ -154,8 +133,13 @@ def _backward_impl(grad_y: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, 
         return select(backend, x).backward(grad_y, x, *rest)
 
 
-def _no_autocast(device_type: str) -> torch.autocast:
+_NOTHING = contextlib.nullcontext()
+
+
+def _no_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
     # Casting is done, once and differentiably, before the operator: none may happen inside.
+    if not torch.is_autocast_enabled(device_type):
+        return _NOTHING
     return torch.autocast(device_type, enabled=False, cache_enabled=False)
 
 

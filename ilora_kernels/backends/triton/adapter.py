@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import triton
 from torch import Tensor
 
 from ilora_kernels.dropout import threshold_and_scale
@@ -51,6 +50,11 @@ def padded_rank(rank: int) -> int:
     return -(-rank // 16) * 16
 
 
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is at least ``number``; Triton's own takes microseconds."""
+    return 1 << (number - 1).bit_length()
+
+
 def rank_block(rank: int, limit: int = 128) -> int:
     """The power of two in which a kernel takes the rank."""
-    return min(limit, max(16, triton.next_power_of_2(rank)))
+    return min(limit, max(16, power_of_two(rank)))

@@ -95,26 +95,30 @@ def multiprocessors(device: int) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-# Both measured on an H200, bf16 (docs/performance.md): what a tile of half the width reaches of the
-# full one's rate, and a pass over y for each step of the inner product, in units of the product.
-_HALF_TILE_RATE = 0.88
-_PASS_COST = 333.0
+# What the choice between the two ways rests on, measured on an H200 in bf16 (docs/performance.md). Only
+# their ratios matter, so they serve other GPUs too.
+_FLOP_PER_US = 7e8  # of the product, all multiprocessors busy
+_HALF_TILE_RATE = 0.88  # what tiles of half the width reach of that
+_BYTES_PER_US = 3e6  # of shrink and delta where nothing hides them
+_LAUNCHES_US = 11.0  # what they take however little there is to do
 
 
 @functools.lru_cache(maxsize=4096)
 def fusing_pays(rows: int, columns: int, depth: int, tile: tuple[int, int], device: int) -> bool:
-    """Whether ``linear`` beats the library's product followed by ``delta`` on ``[rows, columns]``.
+    """Whether ``linear`` beats the library's product with ``shrink`` and ``delta`` around it.
 
     A last round of tiles that leaves most multiprocessors idle costs as much as a full one. The library
-    has smaller tiles for that case, but then y has to be read and written once more.
+    has smaller tiles for that case, but then x is read and y written once more, and nothing hides it.
     """
 
-    def rounds(height: int, width: int) -> float:
-        """Rounds of tiles, in units of what they would be without any waste."""
+    def product_us(height: int, width: int) -> float:
         tiles = math.ceil(rows / height) * math.ceil(columns / width)
         at_once = multiprocessors(device)
-        return math.ceil(tiles / at_once) * at_once * height * width / (rows * columns)
+        rounds = math.ceil(tiles / at_once)
+        return rounds * at_once * height * width * 2 * depth / _FLOP_PER_US
 
     height, width = tile
-    fused = rounds(height, width)
-    return fused <= min(fused, rounds(height, width // 2) / _HALF_TILE_RATE) + _PASS_COST / depth
+    fused_us = product_us(height, width)
+    library_us = min(fused_us, product_us(height, width // 2) / _HALF_TILE_RATE)
+    moved_bytes = 2 * rows * depth + 4 * rows * columns
+    return fused_us <= library_us + moved_bytes / _BYTES_PER_US + _LAUNCHES_US

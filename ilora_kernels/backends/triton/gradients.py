@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_wait
 
-from ilora_kernels.backends.triton.adapter import Dropout, Gating, rank_block
+from ilora_kernels.backends.triton.adapter import Dropout, Gating, power_of_two, rank_block
 from ilora_kernels.backends.triton.configs import choose, multiprocessors
 from ilora_kernels.backends.triton.launch import (
     PRECISION,
@@ -280,7 +280,7 @@ def gradients(
             "R_PADDED": h.shape[1],
             "RANK_OF_EXPERT": rank // gating.gate.shape[1],
             "BLOCK_R": block_r,
-            "BLOCK_K": max(16, triton.next_power_of_2(gating.gate.shape[1])),
+            "BLOCK_K": max(16, power_of_two(gating.gate.shape[1])),
             "BLOCK_T": config.block_t,
             "BLOCK_D": config.block_d,
             "PACKED": gating.cu_seqlens is not None,

@@ -47,13 +47,17 @@ def current_device() -> int:
 class _Descriptor(TensorDescriptor):
     """A host tensor descriptor, less the checks that :func:`describable` makes once a tensor."""
 
-    def __post_init__(self) -> None:
-        pass
+    def __init__(self, matrix: Tensor, block: list[int]) -> None:
+        self.base = matrix
+        self.shape = list(matrix.shape)
+        self.strides = list(matrix.stride())
+        self.block_shape = block
+        self.padding = "zero"
 
 
 def descriptor(matrix: Tensor, block: list[int]) -> TensorDescriptor:
     """Describe a matrix to the copy engine, in blocks of this shape, zero outside."""
-    return _Descriptor(matrix, list(matrix.shape), list(matrix.stride()), block)
+    return _Descriptor(matrix, block)
 
 
 def describable(matrix: Tensor) -> bool:
@@ -90,11 +94,17 @@ def launch(
         kernel[grid](*arguments, **constants)
         return
     device = torch.cuda.current_device()
-    kinds = tuple(
-        (a.dtype, a.data_ptr() % 16 == 0) if isinstance(a, Tensor) else type(a) for a in arguments
-    )
+    kinds: list[Any] = []
+    raw = []  # addresses instead of tensors, which the launcher would look up one by one
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            address = argument.data_ptr()
+            kinds += (argument.dtype, address % 16 == 0)
+            raw.append(address)
+        else:
+            raw.append(argument)
     values = tuple(constants.values())
-    key = (kernel.fn, device, num_warps, num_stages, overlap, kinds, values)
+    key = (kernel.fn, device, num_warps, num_stages, overlap, *kinds, *values)
     compiled = _compiled.get(key)
     if compiled is None:
         options = {"num_warps": num_warps, "num_stages": num_stages}
@@ -105,5 +115,5 @@ def launch(
     stream = torch._C._cuda_getCurrentRawStream(device)
     compiled.run(
         *grid, stream, compiled.function, compiled.packed_metadata, None, None, None,
-        *arguments, *values,
+        *raw, *values,
     )  # fmt: skip

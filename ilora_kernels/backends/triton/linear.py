@@ -55,13 +55,15 @@ def halves_of(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 def parts_of(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr):
     """The tile's columns in 1, 2 or 4 parts."""
     if PARTS == 1:
-        return (tile,)
-    left, right = halves_of(tile, ROWS, COLUMNS)
-    if PARTS == 2:
-        return left, right
-    a, b = halves_of(left, ROWS, COLUMNS // 2)
-    c, d = halves_of(right, ROWS, COLUMNS // 2)
-    return a, b, c, d
+        parts = (tile,)
+    elif PARTS == 2:
+        parts = halves_of(tile, ROWS, COLUMNS)
+    else:
+        left, right = halves_of(tile, ROWS, COLUMNS)
+        a, b = halves_of(left, ROWS, COLUMNS // 2)
+        c, d = halves_of(right, ROWS, COLUMNS // 2)
+        parts = (a, b, c, d)  # type: ignore[assignment]
+    return parts
 
 
 @triton.jit
