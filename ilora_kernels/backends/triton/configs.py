@@ -15,6 +15,8 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,9 @@ class PassConfig:
     num_stages: int
 
 
+Table = dict[str, list[dict[str, Any]]]
+
+
 @functools.lru_cache(maxsize=4096)
 def choose(role: str, rows: int, rank: int, device: int) -> Any:
     """Return the configuration of a role for ``rows`` rows and total rank ``rank``."""
@@ -67,22 +72,59 @@ def choose(role: str, rows: int, rank: int, device: int) -> Any:
     raise LookupError(f"No bucket of role {role!r} takes {rows} rows and rank {rank}.")
 
 
+@contextmanager
+def using(table: Table) -> Iterator[None]:
+    """Choose from ``table`` inside the block; for measurements and tests."""
+    global _in_use
+    before, _in_use = _in_use, table
+    choose.cache_clear()
+    try:
+        yield
+    finally:
+        _in_use = before
+        choose.cache_clear()
+
+
 def tuned_path(gpu: str) -> Path:
     """Where the configurations of a GPU of this name are kept."""
     return TUNED_FOLDER / (re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-") + ".json")
 
 
+_in_use: Table | None = None
+
+
+def _table(device: int) -> Table:
+    return load(_path(device)) if _in_use is None else _in_use
+
+
 @functools.cache
-def _table(device: int) -> dict[str, list[dict[str, Any]]]:
-    path = tuned_path(torch.cuda.get_device_name(device)) if torch.cuda.is_available() else None
+def _path(device: int) -> Path:
     if named := os.environ.get("ILORA_TUNED"):
-        path = Path(named)
-    elif path is None or not path.exists():
-        path = TUNED_FOLDER / "default.json"
-    table = json.loads(path.read_text(encoding="utf-8"))["roles"]
+        return Path(named)
+    if torch.cuda.is_available():
+        path = tuned_path(torch.cuda.get_device_name(device))
+        if path.exists():
+            return path
+    return TUNED_FOLDER / "default.json"
+
+
+def load(path: Path) -> Table:
+    """Read a configuration file.
+
+    Raises:
+        ValueError: the file does not hold buckets for every role.
+    """
+    try:
+        table: Table = json.loads(path.read_text(encoding="utf-8"))["roles"]
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} is not a file of block sizes ({error!r}); write one with "
+            "python -m ilora_kernels.tune, or unset ILORA_TUNED."
+        ) from error
     if missing := set(ROLES) - set(table):
         raise ValueError(
-            f"{path} lacks the roles {sorted(missing)}; write it with ilora_kernels.tune."
+            f"{path} lacks the roles {', '.join(sorted(missing))}; write it anew with "
+            "python -m ilora_kernels.tune."
         )
     return table
 
