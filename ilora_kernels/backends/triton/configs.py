@@ -137,6 +137,19 @@ def multiprocessors(device: int) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def tile_counts(rows: int, columns: int, height: int, width: int, programs: int) -> tuple[int, int]:
+    """How many whole tiles ``linear`` computes on ``[rows, columns]``, and how many half ones after.
+
+    A last round that occupies at most half of the programs is computed in half tiles, by twice as
+    many of them.
+    """
+    tiles = math.ceil(rows / height) * math.ceil(columns / width)
+    last_round = tiles % programs
+    if 2 * last_round <= programs:
+        return tiles - last_round, 2 * last_round
+    return tiles, 0
+
+
 # What the choice between the two ways rests on, measured on an H200 in bf16 (docs/performance.md). Only
 # their ratios matter, so they serve other GPUs too.
 _FLOP_PER_US = 7e8  # of the product, all multiprocessors busy
@@ -149,18 +162,16 @@ _LAUNCHES_US = 11.0  # what they take however little there is to do
 def fusing_pays(rows: int, columns: int, depth: int, tile: tuple[int, int], device: int) -> bool:
     """Whether ``linear`` beats the library's product with ``shrink`` and ``delta`` around it.
 
-    A last round of tiles that leaves most multiprocessors idle costs as much as a full one. The library
-    has smaller tiles for that case, but then x is read and y written once more, and nothing hides it.
+    A last round of tiles that leaves multiprocessors idle costs as much as a full one. The library
+    has smaller tiles for small products, but then x is read and y written once more, and nothing
+    hides it.
     """
-
-    def product_us(height: int, width: int) -> float:
-        tiles = math.ceil(rows / height) * math.ceil(columns / width)
-        at_once = multiprocessors(device)
-        rounds = math.ceil(tiles / at_once)
-        return rounds * at_once * height * width * 2 * depth / _FLOP_PER_US
-
     height, width = tile
-    fused_us = product_us(height, width)
-    library_us = min(fused_us, product_us(height, width // 2) / _HALF_TILE_RATE)
+    programs = multiprocessors(device)
+    round_us = programs * height * width * 2 * depth / _FLOP_PER_US
+    whole, half = tile_counts(rows, columns, height, width, programs)
+    rounds = math.ceil(whole / programs) + (0.5 / _HALF_TILE_RATE if half else 0)
+    in_small_tiles = rows * columns / (programs * height * width) / _HALF_TILE_RATE
     moved_bytes = 2 * rows * depth + 4 * rows * columns
-    return fused_us <= library_us + moved_bytes / _BYTES_PER_US + _LAUNCHES_US
+    around_us = moved_bytes / _BYTES_PER_US + _LAUNCHES_US
+    return rounds * round_us <= min(rounds, in_small_tiles) * round_us + around_us

@@ -9,6 +9,8 @@ written again. Under dropout the mask stands between the two sums of dX: there t
 comes first, is masked in the accumulators, and the frozen one is added to it.
 
 One program a multiprocessor walks over the tiles of y, in an order that keeps a band of x in cache.
+Where the last round of tiles would leave most multiprocessors idle, its tiles are cut in two.
+
 h is computed by the kernel launched before this one, which still runs while this one starts. A
 program waits for it where it first needs it, one tile's worth of arithmetic later; so the first tile of
 a program adds its low-rank part at the end, under dropout too.
@@ -23,7 +25,12 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ilora_kernels.backends.triton.adapter import Dropout, rank_block
-from ilora_kernels.backends.triton.configs import choose, fusing_pays, multiprocessors
+from ilora_kernels.backends.triton.configs import (
+    choose,
+    fusing_pays,
+    multiprocessors,
+    tile_counts,
+)
 from ilora_kernels.backends.triton.launch import (
     can_overlap,
     current_device,
@@ -95,44 +102,30 @@ def masked_low_rank(
     return tl.where(keep_tile(seed_ptr, rows, column, columns, threshold), low_rank, 0.0)
 
 
-@triton.jit(do_not_specialize=("T", "N", "K", "threshold"))
-def linear_kernel(
-    x_desc,  # [T, K]: x, or dY in the backward pass
-    w_desc,  # [N, K]: the weight; in the backward pass, read as [K, N]
-    h_desc,  # [T, RANK]: h, or u
-    factor_desc,  # lora_B [N, R], or lora_A [R, N] in the backward pass
-    factor_part_desc,  # the same in blocks of one part
-    y_desc,  # [T, N]: y, or dX
-    bias_ptr,  # [N]
-    seed_ptr,
-    T,
-    N,
-    K,
-    threshold,
-    RANK: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PARTS: tl.constexpr,
-    GROUP: tl.constexpr,
-    PROGRAMS: tl.constexpr,
-    BACKWARD: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    MASKED: tl.constexpr,
-    OVERLAP: tl.constexpr,
+@triton.jit
+def compute_tiles(
+    x_desc, w_desc, h_desc, factor_desc, factor_part_desc, y_desc, bias_ptr, seed_ptr,
+    T, N, K, threshold,
+    begin, end,  # tiles of this width; tile i lies in the whole tile begin_whole + i // PER_WHOLE
+    begin_whole,
+    late,  # until which tile u may not be there yet when the tile begins
+    RANK: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PER_WHOLE: tl.constexpr, PART: tl.constexpr, GROUP: tl.constexpr, PROGRAMS: tl.constexpr,
+    BACKWARD: tl.constexpr, HAS_BIAS: tl.constexpr, MASKED: tl.constexpr, OVERLAP: tl.constexpr,
     FLATTEN: tl.constexpr,
-):
-    PART: tl.constexpr = BLOCK_N // PARTS
+):  # fmt: skip
+    """Write every PROGRAMS-th tile from ``begin`` on."""
     num_tiles_m = tl.cdiv(T, BLOCK_M)
-    num_tiles_n = tl.cdiv(N, BLOCK_N)
+    num_tiles_n = tl.cdiv(N, BLOCK_N * PER_WHOLE)
     steps = tl.cdiv(K, BLOCK_K)
-    for tile in tl.range(tl.program_id(0), num_tiles_m * num_tiles_n, PROGRAMS, flatten=FLATTEN):
-        tile_m, tile_n = tile_position(tile, num_tiles_m, num_tiles_n, GROUP)
+    for tile in tl.range(begin, end, PROGRAMS, flatten=FLATTEN):
+        whole = begin_whole + tile // PER_WHOLE
+        tile_m, tile_n = tile_position(whole, num_tiles_m, num_tiles_n, GROUP)
         row = tile_m * BLOCK_M
-        column = tile_n * BLOCK_N
+        column = (tile_n * PER_WHOLE + tile % PER_WHOLE) * BLOCK_N
         accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        if MASKED and tile >= PROGRAMS:
+        if MASKED and tile >= late:
             accumulator = masked_low_rank(
                 h_desc, factor_desc, seed_ptr, row, column, threshold,
                 RANK, BLOCK_R, BLOCK_M, BLOCK_N,
@@ -155,6 +148,7 @@ def linear_kernel(
             )
 
         # The tile leaves in parts, so that shared memory has room for the stages of the loads.
+        PARTS: tl.constexpr = BLOCK_N // PART
         parts = parts_of(accumulator, BLOCK_M, BLOCK_N, PARTS)
         for i in tl.static_range(PARTS):
             part = parts[i]
@@ -163,12 +157,60 @@ def linear_kernel(
                 columns = first + tl.arange(0, PART)
                 bias = tl.load(bias_ptr + columns, mask=columns < N, other=0.0)
                 part += bias.to(tl.float32)[None, :]
-            if MASKED and tile < PROGRAMS:
+            if MASKED and tile < late:
                 part += masked_low_rank(
                     h_desc, factor_part_desc, seed_ptr, row, first, threshold,
                     RANK, BLOCK_R, BLOCK_M, PART,
                 )  # fmt: skip
             y_desc.store([row, first], part.to(y_desc.dtype))
+
+
+@triton.jit(do_not_specialize=("T", "N", "K", "threshold", "whole_tiles", "half_tiles"))
+def linear_kernel(
+    x_desc,  # [T, K]: x, or dY in the backward pass
+    w_desc,  # [N, K]: the weight; in the backward pass, read as [K, N]
+    w_half_desc,  # the same in blocks of half a tile
+    h_desc,  # [T, RANK]: h, or u
+    factor_desc,  # lora_B [N, R], or lora_A [R, N] in the backward pass
+    factor_half_desc,  # the same in blocks of half a tile
+    factor_part_desc,  # and of one part
+    y_desc,  # [T, N]: y, or dX
+    bias_ptr,  # [N]
+    seed_ptr,
+    T,
+    N,
+    K,
+    threshold,
+    whole_tiles,
+    half_tiles,  # after the whole ones
+    RANK: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PART: tl.constexpr,
+    GROUP: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    MASKED: tl.constexpr,
+    OVERLAP: tl.constexpr,
+    FLATTEN: tl.constexpr,
+):
+    program = tl.program_id(0)
+    compute_tiles(
+        x_desc, w_desc, h_desc, factor_desc, factor_part_desc, y_desc, bias_ptr, seed_ptr,
+        T, N, K, threshold, program, whole_tiles, 0, PROGRAMS,
+        RANK, BLOCK_R, BLOCK_M, BLOCK_N, BLOCK_K, 1, PART, GROUP, PROGRAMS,
+        BACKWARD, HAS_BIAS, MASKED, OVERLAP, FLATTEN,
+    )  # fmt: skip
+    late = tl.where(whole_tiles == 0, PROGRAMS, 0)
+    compute_tiles(
+        x_desc, w_half_desc, h_desc, factor_half_desc, factor_part_desc, y_desc, bias_ptr, seed_ptr,
+        T, N, K, threshold, program, half_tiles, whole_tiles, late,
+        RANK, BLOCK_R, BLOCK_M, BLOCK_N // 2, BLOCK_K, 2, PART, GROUP, PROGRAMS,
+        BACKWARD, HAS_BIAS, MASKED, OVERLAP, FLATTEN,
+    )  # fmt: skip
 
 
 def can_fuse(x: Tensor, weight: Tensor, y: Tensor, rank: int) -> bool:
@@ -200,21 +242,24 @@ def linear(
     device = current_device()
     config = choose("linear dropout" if masked else "linear", rows, rank, device)
     programs = multiprocessors(device)
-    tiles = -(-rows // config.block_m) * -(-columns // config.block_n)
+    whole, half = tile_counts(rows, columns, config.block_m, config.block_n, programs)
     block_r = rank_block(rank, limit=64)
     part = config.block_n // config.parts
-    tile_k_n = [config.block_k, config.block_n]
-    blocks = (tile_k_n, [block_r, config.block_n], [block_r, part])
-    w_block, factor_block, part_block = blocks if backward else (b[::-1] for b in blocks)
+
+    def block(depth: int, width: int) -> list[int]:
+        return [depth, width] if backward else [width, depth]
+
     launch(
         linear_kernel,
-        (min(programs, tiles), 1, 1),
+        (min(programs, max(whole, half)), 1, 1),
         (
             descriptor(x, [config.block_m, config.block_k]),
-            descriptor(weight, w_block),
+            descriptor(weight, block(config.block_k, config.block_n)),
+            descriptor(weight, block(config.block_k, config.block_n // 2)),
             descriptor(h, [config.block_m, block_r]),
-            descriptor(factor, factor_block),
-            descriptor(factor, part_block),
+            descriptor(factor, block(block_r, config.block_n)),
+            descriptor(factor, block(block_r, config.block_n // 2)),
+            descriptor(factor, block(block_r, part)),
             descriptor(y, [config.block_m, part]),
             y if bias is None else bias,
             y if dropout is None else dropout.seed,
@@ -222,6 +267,8 @@ def linear(
             columns,
             depth,
             0 if dropout is None else dropout.threshold,
+            whole,
+            half,
         ),
         {
             "RANK": rank,
@@ -229,7 +276,7 @@ def linear(
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
             "BLOCK_K": config.block_k,
-            "PARTS": config.parts,
+            "PART": part,
             "GROUP": config.group,
             "PROGRAMS": programs,
             "BACKWARD": backward,
