@@ -187,12 +187,12 @@ def test_dropout_is_unbiased_and_acts_on_the_low_rank_path_alone(device: torch.d
     lora_A = torch.randn(2, 40, device=device)
     lora_B = torch.randn(5, 2, device=device)
     gate = torch.rand(2, device=device)
-    often = x.repeat(500, 1)  # every row has a mask of its own
+    often = x.repeat(200, 1)  # every row has a mask of its own
     draws = torch.cat(
-        [gated_lora(often, lora_A, lora_B, gate, dropout_p=0.3).view(500, 3, 5) for _ in range(4)]
+        [gated_lora(often, lora_A, lora_B, gate, dropout_p=0.3).view(200, 3, 5) for _ in range(2)]
     )
     error = (draws.mean(0) - gated_lora(x, lora_A, lora_B, gate)).abs()
-    assert (error < 5 * draws.std(0) / 2000**0.5).all()
+    assert (error < 5 * draws.std(0) / 400**0.5).all()
     weight = torch.randn(5, 40, device=device)
     y = gated_lora_linear(x, weight, None, lora_A, lora_B, torch.zeros(2, device=device))
     same = gated_lora_linear(

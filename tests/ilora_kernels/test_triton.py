@@ -1,0 +1,547 @@
+"""The Triton backend by itself: each of its paths against float64, and how it chooses and launches.
+
+On a CPU everything runs in Triton's interpreter; what only a GPU shows is in ``test_triton_gpu``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from ilora_kernels import gated_lora, use_backend
+from ilora_kernels.backends import triton as backend
+from ilora_kernels.backends.triton import configs
+from ilora_kernels.dropout import draw_seed, keep_mask
+
+from .problems import (
+    GATE_FORMS,
+    TRAINABLE,
+    Problem,
+    assert_matches_float64,
+    gradients,
+    random_problem,
+)
+
+
+def module(name: str) -> ModuleType:
+    """A module of the backend; the package's attribute of that name is the function in it."""
+    return importlib.import_module(f"ilora_kernels.backends.triton.{name}")
+
+
+# Sizes that the copy engine can describe; every kernel has more than one block and a ragged last one.
+ALIGNED = {"instances": 4, "length": 75, "d_in": 136, "d_out": 520}
+
+
+@pytest.fixture
+def fused(triton_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Make ``linear`` compute the frozen product, and four programs of it; list the passes it ran."""
+    linear = module("linear")
+    if not linear.has_copy_engine(linear.current_device()):
+        pytest.skip("the fused product needs Hopper's copy engine")
+    monkeypatch.setattr(linear, "fusing_pays", lambda *_: True)
+    monkeypatch.setattr(linear, "multiprocessors", lambda _: 4)
+    passes: list[bool] = []
+    original = backend.linear
+
+    def counted(*arguments: Any, backward: bool) -> None:
+        passes.append(backward)
+        original(*arguments, backward=backward)
+
+    monkeypatch.setattr(backend, "linear", counted)
+    return passes
+
+
+# ---- The fused product
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@pytest.mark.parametrize("gate_form", GATE_FORMS)
+def test_the_fused_product_matches_float64_for_every_gate_form(
+    triton_device: torch.device, fused: list[bool], gate_form: str, dropout_p: float
+) -> None:
+    size = ALIGNED | ({"instances": 25} if gate_form == "packed" else {})
+    problem = random_problem(gate_form, device=triton_device, **size)
+    assert_matches_float64(problem, torch.float16, dropout_p=dropout_p)
+    assert fused == [False, True]
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("rows", "d_in", "d_out"),
+    [
+        pytest.param(64, 72, 80, id="one tile, in halves"),
+        pytest.param(200, 264, 264, id="a whole round"),
+        pytest.param(300, 264, 520, id="dX of a whole round and half tiles"),
+        pytest.param(300, 800, 264, id="dX of several rounds"),
+    ],
+)
+def test_every_number_of_rounds_matches_float64(
+    triton_device: torch.device,
+    fused: list[bool],
+    rows: int,
+    d_in: int,
+    d_out: int,
+    dropout_p: float,
+) -> None:
+    problem = random_problem(
+        "instance", device=triton_device, instances=2, length=rows // 2, d_in=d_in, d_out=d_out
+    )
+    assert_matches_float64(problem, torch.float16, dropout_p=dropout_p)
+    assert fused == [False, True]
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@pytest.mark.parametrize("rank", [16, 48, 80])
+def test_the_fused_product_takes_ranks_of_several_steps(
+    triton_device: torch.device, fused: list[bool], rank: int, dropout_p: float
+) -> None:
+    problem = random_problem(
+        "instance", device=triton_device, rank=rank, experts=4, bias=False, **ALIGNED
+    )
+    assert_matches_float64(problem, torch.float16, dropout_p=dropout_p)
+    assert fused == [False, True]
+
+
+def test_the_fused_product_walks_over_rows_with_gaps_between_them(
+    triton_device: torch.device, fused: list[bool]
+) -> None:
+    problem = random_problem("token_2d", device=triton_device, **ALIGNED)
+    assert_matches_float64(
+        problem, torch.float16, dropout_p=0.3, arrange=lambda x: with_gaps(x, 24)
+    )
+    assert fused == [False, True]
+
+
+def with_gaps(x: Tensor, gap: int) -> Tensor:
+    return torch.nn.functional.pad(x, (0, gap))[..., : x.shape[-1]]
+
+
+def off_by_one(x: Tensor) -> Tensor:
+    """The same values from an address that is one element off."""
+    moved = torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+    assert moved.data_ptr() % 16 != 0
+    return moved
+
+
+@pytest.mark.parametrize("gate_form", ["instance", "token"])
+def test_the_expanded_gradient_of_a_sum_is_read_rightly(
+    triton_device: torch.device, fused: list[bool], gate_form: str
+) -> None:
+    problem = random_problem(gate_form, device=triton_device, **ALIGNED)
+
+    def of_the_sum(p: Problem, y: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(y.sum(), [getattr(p, name) for name in TRAINABLE]))
+
+    assert_matches_float64(problem, torch.float16, directed=of_the_sum)
+    assert fused == [False, True]
+
+
+def test_a_frozen_input_asks_for_no_product_backward(
+    triton_device: torch.device, fused: list[bool]
+) -> None:
+    problem = random_problem("instance", device=triton_device, **ALIGNED).to(torch.float16)
+    leaves = problem.leaves()
+    y = Problem(**vars(leaves) | {"x": problem.x}).run()
+    direction = torch.randn_like(y)
+    partial = torch.autograd.grad(y, (leaves.lora_A, leaves.lora_B, leaves.gate), direction)
+    assert fused == [False]
+    whole = torch.autograd.grad(
+        leaves.run(), (leaves.x, leaves.lora_A, leaves.lora_B, leaves.gate), direction
+    )
+    assert all(torch.equal(a, b) for a, b in zip(partial, whole[1:], strict=True))
+
+
+# ---- The path through pointers, and the library's product with delta
+
+
+ODD_LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "a misaligned address": off_by_one,
+    "an odd stride": lambda x: with_gaps(x, 3),
+    "columns first": lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2),
+}
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", ODD_LAYOUTS)
+def test_inputs_that_no_descriptor_describes_match_float64(
+    triton_device: torch.device, layout: str, dtype: torch.dtype, dropout_p: float
+) -> None:
+    problem = random_problem("token_2d", device=triton_device, length=30, d_in=72, d_out=80)
+    assert_matches_float64(problem, dtype, dropout_p=dropout_p, arrange=ODD_LAYOUTS[layout])
+
+
+@pytest.mark.parametrize("linear", [True, False], ids=["linear", "delta"])
+@pytest.mark.parametrize("d_out", [80, 77])
+@pytest.mark.parametrize("d_in", [72, 67])
+def test_widths_of_whole_units_and_odd_ones_match_float64_under_dropout(
+    triton_device: torch.device, d_in: int, d_out: int, linear: bool
+) -> None:
+    problem = random_problem(
+        "instance", device=triton_device, length=30, d_in=d_in, d_out=d_out, linear=linear
+    )
+    assert_matches_float64(problem, torch.float16, dropout_p=0.3)
+
+
+@pytest.mark.parametrize("width", [4, 12, 20, 68])
+@pytest.mark.parametrize("linear", [True, False], ids=["linear", "delta"])
+def test_float32_rows_of_an_odd_number_of_16_byte_units_match_float64(
+    triton_device: torch.device, width: int, linear: bool
+) -> None:
+    problem = random_problem(
+        "instance", device=triton_device, d_in=width, d_out=width, rank=4, experts=2, linear=linear
+    )
+    assert_matches_float64(problem, torch.float32, dropout_p=0.3)
+
+
+def test_a_misaligned_gradient_is_read_rightly(
+    triton_device: torch.device, fused: list[bool]
+) -> None:
+    problem = random_problem("instance", device=triton_device, **ALIGNED)
+
+    def misaligned(p: Problem, y: Tensor) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(3)
+        # Multiples of 1/8 are the same in every dtype.
+        direction = (torch.randn(y.shape, generator=generator) * 8).round() / 8
+        wanted = [getattr(p, name) for name in TRAINABLE]
+        return list(torch.autograd.grad(y, wanted, off_by_one(direction.to(y))))
+
+    assert_matches_float64(problem, torch.float16, directed=misaligned)
+    assert fused == [False]  # dY cannot be described: the library's product and delta instead
+
+
+@pytest.mark.parametrize("linear", [True, False], ids=["linear", "delta"])
+@pytest.mark.parametrize(("rank", "experts"), [(136, 17), (200, 5)])
+def test_ranks_above_one_block_match_float64(
+    triton_device: torch.device, rank: int, experts: int, linear: bool
+) -> None:
+    problem = random_problem(
+        "instance", device=triton_device, rank=rank, experts=experts, length=30, linear=linear
+    )
+    assert_matches_float64(problem, torch.float32, dropout_p=0.3)
+
+
+def test_the_fused_product_takes_ranks_above_one_block(
+    triton_device: torch.device, fused: list[bool]
+) -> None:
+    problem = random_problem("instance", device=triton_device, rank=136, experts=17, **ALIGNED)
+    assert_matches_float64(problem, torch.float16, dropout_p=0.3)
+    assert fused == [False, True]
+
+
+@pytest.fixture
+def split(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let the gradients see enough multiprocessors to split their sums; list the splits."""
+    gradients_module = module("gradients")
+    monkeypatch.setattr(gradients_module, "multiprocessors", lambda _: 64)
+    chosen: list[int] = []
+    original = gradients_module._splits
+
+    def noted(*arguments: int) -> int:
+        chosen.append(original(*arguments))
+        return chosen[-1]
+
+    monkeypatch.setattr(gradients_module, "_splits", noted)
+    return chosen
+
+
+@pytest.mark.parametrize("gate_form", ["instance", "packed", "token_2d"])
+@pytest.mark.parametrize(("d_in", "d_out"), [(16, 24), (19, 13)])
+def test_sums_over_many_rows_are_split_where_columns_are_few(
+    triton_device: torch.device, split: list[int], gate_form: str, d_in: int, d_out: int
+) -> None:
+    instances, length = (47, 46) if gate_form == "packed" else (4, 270)  # packed: 0, 1, … 46 tokens
+    problem = random_problem(
+        gate_form, device=triton_device, instances=instances, length=length, d_in=d_in, d_out=d_out
+    )
+    assert problem.x.numel() // d_in >= 1024
+    assert_matches_float64(problem, torch.float16, dropout_p=0.3)
+    assert split[0] > 1
+
+
+def test_splits_never_leave_a_multiprocessor_two_programs_nor_a_program_few_rows() -> None:
+    for column_blocks in (1, 2, 16, 40, 66, 1000):
+        for rows in (1, 511, 1024, 16384):
+            splits = module("gradients")._splits(column_blocks, rows, 132)
+            assert splits >= 1
+            assert splits == 1 or (splits * column_blocks <= 132 and rows // splits >= 512)
+    assert module("gradients")._splits(0, 16384, 132) == 1
+
+
+# ---- Backends agree
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@pytest.mark.parametrize("linear", [True, False], ids=["linear", "delta"])
+@pytest.mark.parametrize("gate_form", GATE_FORMS)
+def test_torch_and_triton_agree(
+    triton_device: torch.device, gate_form: str, linear: bool, dropout_p: float
+) -> None:
+    problem = random_problem(gate_form, device=triton_device, linear=linear).to(torch.float32)
+    results = []
+    for name in ("torch", "triton"):
+        leaves = problem.leaves()
+        torch.manual_seed(3)
+        with use_backend(name):
+            y = leaves.run(dropout_p=dropout_p)
+            results.append([y, *gradients(leaves, y)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+    if dropout_p and not linear:  # where x is dropped its gradient is zero, and nowhere else
+        assert torch.equal(results[0][1] == 0, results[1][1] == 0)
+        assert (results[0][1] == 0).any()
+
+
+# ---- Determinism
+
+
+DETERMINISTIC: dict[str, dict[str, Any]] = {
+    "aligned": {"gate_form": "instance", **ALIGNED},
+    "pointers": {"gate_form": "packed", "instances": 20, "length": 9},
+    "several rank blocks": {"gate_form": "token", "rank": 136, "experts": 17},
+    "split sums": {"gate_form": "shared", "instances": 2, "length": 600, "d_in": 16, "d_out": 16},
+}
+
+
+@pytest.mark.parametrize("case", DETERMINISTIC)
+def test_forward_and_backward_give_the_same_bits_twice(
+    triton_device: torch.device, split: list[int], case: str, request: pytest.FixtureRequest
+) -> None:
+    if case == "aligned":
+        request.getfixturevalue("fused")
+    problem = random_problem(device=triton_device, **DETERMINISTIC[case]).to(torch.float16)
+    runs = []
+    for _ in range(2):
+        leaves = problem.leaves()
+        torch.manual_seed(1)
+        y = leaves.run(dropout_p=0.2)
+        runs.append([y, *gradients(leaves, y)])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    assert (max(split) > 1) == (case == "split sums")
+
+
+# ---- Configurations
+
+
+@pytest.fixture
+def fresh_tables() -> Iterator[None]:
+    for step in range(2):
+        configs._path.cache_clear()
+        configs.choose.cache_clear()
+        if step == 0:
+            yield
+
+
+def write_table(path: Path, **roles: Any) -> None:
+    shipped = json.loads((configs.TUNED_FOLDER / "default.json").read_text(encoding="utf-8"))
+    path.write_text(json.dumps({"roles": shipped["roles"] | roles}), encoding="utf-8")
+
+
+def pass_config(block_t: int) -> dict[str, int]:
+    return {"block_t": block_t, "block_d": 64, "num_warps": 4, "num_stages": 2}
+
+
+def test_the_first_bucket_that_fits_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_tables: None
+) -> None:
+    buckets = [
+        {"max_rows": 100, "max_rank": 16, "config": pass_config(16)},
+        {"max_rank": 16, "config": pass_config(32)},
+        {"max_rows": 100, "config": pass_config(64)},
+        {"config": pass_config(128)},
+    ]
+    write_table(tmp_path / "mine.json", shrink=buckets)
+    monkeypatch.setenv("ILORA_TUNED", str(tmp_path / "mine.json"))
+    expected = {(100, 16): 16, (101, 16): 32, (100, 17): 64, (101, 17): 128}
+    for (rows, rank), block_t in expected.items():
+        assert configs.choose("shrink", rows, rank, 0) == configs.PassConfig(block_t, 64, 4, 2)
+    assert isinstance(configs.choose("linear", 100, 16, 0), configs.LinearConfig)
+
+
+def test_a_shape_that_no_bucket_takes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_tables: None
+) -> None:
+    write_table(tmp_path / "mine.json", delta=[{"max_rows": 100, "config": pass_config(16)}])
+    monkeypatch.setenv("ILORA_TUNED", str(tmp_path / "mine.json"))
+    with pytest.raises(LookupError, match="'delta' takes 101 rows and rank 4"):
+        configs.choose("delta", 101, 4, 0)
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[", '{"gpu": null}'])
+def test_a_file_that_holds_no_block_sizes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_tables: None, content: str | None
+) -> None:
+    path = tmp_path / "mine.json"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    monkeypatch.setenv("ILORA_TUNED", str(path))
+    with pytest.raises(ValueError, match=r"mine\.json is not a file of block sizes"):
+        configs.choose("delta", 1, 1, 0)
+
+
+def test_a_file_without_a_role_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_tables: None
+) -> None:
+    path = tmp_path / "mine.json"
+    write_table(path)
+    table = json.loads(path.read_text(encoding="utf-8"))
+    del table["roles"]["shrink dropout"]
+    path.write_text(json.dumps(table), encoding="utf-8")
+    monkeypatch.setenv("ILORA_TUNED", str(path))
+    with pytest.raises(ValueError, match=r"mine\.json lacks the roles shrink dropout;"):
+        configs.choose("delta", 1, 1, 0)
+
+
+@pytest.mark.parametrize("path", sorted(configs.TUNED_FOLDER.glob("*.json")), ids=lambda p: p.stem)
+def test_a_shipped_file_takes_every_shape_in_every_role(
+    path: Path, monkeypatch: pytest.MonkeyPatch, fresh_tables: None
+) -> None:
+    monkeypatch.setenv("ILORA_TUNED", str(path))
+    for role in configs.ROLES:
+        for rows in (1, 1024, 2048, 2049, 8192, 8193, 2**24):
+            for rank in (1, 16, 32, 33, 64, 512):
+                assert configs.choose(role, rows, rank, 0)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "name"),
+    [("NVIDIA H200", "nvidia-h200"), ("NVIDIA A100-SXM4-80GB", "nvidia-a100-sxm4-80gb")],
+)
+def test_a_gpu_has_a_file_of_its_own_name(gpu: str, name: str) -> None:
+    assert configs.tuned_path(gpu) == configs.TUNED_FOLDER / f"{name}.json"
+
+
+TILE = (128, 256)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "depth", "pays"),
+    [
+        pytest.param(128, 256, 4096, False, id="one tile"),
+        pytest.param(512, 1024, 4096, False, id="few tiles"),
+        pytest.param(128 * 132, 256, 4096, True, id="a full round"),
+        pytest.param(128 * 132, 256 * 8, 11008, True, id="eight full rounds"),
+        pytest.param(16384, 11008, 4096, True, id="a large layer"),
+    ],
+)
+def test_fusing_pays_where_few_multiprocessors_are_idle(
+    monkeypatch: pytest.MonkeyPatch, rows: int, columns: int, depth: int, pays: bool
+) -> None:
+    monkeypatch.setattr(configs, "multiprocessors", lambda _: 132)
+    configs.fusing_pays.cache_clear()
+    assert configs.fusing_pays(rows, columns, depth, TILE, 0) is pays
+    configs.fusing_pays.cache_clear()
+
+
+# ---- Launching
+
+
+@pytest.mark.parametrize(
+    ("changed", "compiles_again"),
+    [
+        pytest.param({}, False, id="the same"),
+        pytest.param({"rows": 96}, False, id="other sizes"),
+        pytest.param({"dtype": torch.bfloat16}, True, id="another dtype"),
+        pytest.param({"described": False}, True, id="pointers"),
+        pytest.param({"offset": 1}, True, id="another alignment"),
+        pytest.param({"num_warps": 8}, True, id="more warps"),
+    ],
+)
+def test_a_compiled_kernel_is_used_for_its_own_dtypes_and_alignment_alone(
+    monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], compiles_again: bool
+) -> None:
+    """A kernel whose matrices are all described knows their dtype from nothing else."""
+    launching = module("launch")
+    monkeypatch.setattr(launching, "INTERPRETED", False)
+    monkeypatch.setattr(launching, "_compiled", {})
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: 0, raising=False)
+    compiled: list[Any] = []
+    ran: list[Any] = []
+    binary = SimpleNamespace(
+        run=lambda *arguments: ran.append(arguments), function=0, packed_metadata=()
+    )
+
+    class Kernel:
+        fn = None
+
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *arguments, **options: compiled.append(options) or binary
+
+    kernel = Kernel()
+
+    def run(
+        rows: int = 64,
+        dtype: torch.dtype = torch.float16,
+        described: bool = True,
+        offset: int = 0,
+        num_warps: int = 4,
+    ) -> None:
+        matrix = torch.zeros(rows, 64, dtype=dtype)
+        sums = torch.zeros(128)[offset:]
+        first = launching.descriptor(matrix, [16, 16]) if described else matrix
+        constants = {"BLOCK": 16, "DESCRIPTORS": described}
+        arguments = (first, sums, rows)
+        launching.launch(kernel, (1, 1, 1), arguments, constants, num_warps=num_warps, num_stages=2)
+
+    run()
+    run(**changed)
+    assert len(compiled) == 1 + compiles_again
+    assert len(ran) == 1 - compiles_again
+
+
+def test_memory_of_one_output_is_all_that_an_unfused_layer_allocates(
+    triton_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library's product is the output: nothing else of ``[T, d_out]`` or ``[T, d_in]`` lives."""
+    monkeypatch.setattr(module("linear"), "fusing_pays", lambda *_: False)
+    problem = random_problem("instance", device=triton_device, length=64, d_in=512, d_out=1024)
+    leaves = problem.to(torch.float32).leaves()
+    arguments = (leaves.x.detach().flatten(0, 1), leaves.weight, leaves.bias)
+    low_rank = (leaves.lora_A, leaves.lora_B, leaves.gate, None, 64, 1.0)
+    large: list[tuple[int, ...]] = []
+
+    class Seen(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            result = function(*args, **(kwargs or {}))
+            name = function.overloadpacket.__name__
+            if name in ("new_empty", "empty", "empty_like", "mm", "addmm", "linear", "new_zeros"):
+                large.extend(
+                    [tuple(result.shape)]
+                    if result.shape[:1] == (192,) and result.shape[1] >= 512
+                    else []
+                )
+            return result
+
+    with torch.no_grad(), Seen():
+        y, xa = backend.forward(*arguments, None, *low_rank, 0.0, None)
+    assert large == [(192, 1024)]
+    large.clear()
+    dy, (x, weight, _) = torch.ones_like(y), arguments
+    backward = (dy, x, weight, *low_rank[:4], xa, *low_rank[4:], 0.0, None, [True] * 4)
+    with torch.no_grad(), Seen():
+        backend.backward(*backward)
+    assert large == [(192, 512)]
+
+
+def test_the_seed_of_the_call_makes_the_mask(triton_device: torch.device) -> None:
+    """Rank one, ones everywhere: y counts the elements that stay, exactly."""
+    x = torch.ones(70, 96, device=triton_device)
+    ones = torch.ones(1, 96, device=triton_device)
+    torch.manual_seed(5)
+    y = gated_lora(x, ones, ones[:, :1], ones[0, :1], dropout_p=0.5)
+    torch.manual_seed(5)
+    keep = keep_mask(draw_seed(triton_device), 70, 96, 0.5)
+    assert torch.equal(y[:, 0], 2.0 * keep.sum(1))
