@@ -1,0 +1,234 @@
+"""Compile every kernel as the backend would launch it on a GPU that is not here; print JSON.
+
+    python -m tests.ilora_kernels.compile_kernels sm_90
+
+The backend's own forward and backward run on tensors without memory, for a GPU of the target, with
+the launch itself replaced by a note of what would be launched. So shapes, constants and
+configurations are the real ones. Must run in a process of its own, without TRITON_INTERPRET.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from ilora_kernels.backends import triton as backend
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+MATRIX_INSTRUCTIONS = ("HGMMA", "HMMA", "UTCHMMA")
+ROWS, WIDTH, EXPERTS, INSTANCES = (2048, 16384), 4096, 4, 8
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a pass, as handed to ``launch``."""
+
+    kernel: Any
+    arguments: tuple[Any, ...]
+    constants: tuple[tuple[str, Any], ...]
+    num_warps: int
+    num_stages: int
+    overlap: bool
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What is compiled once. (The dtypes of the pointers follow from the constants.)"""
+        return (self.kernel.fn.__name__, self.constants, self.num_warps, self.num_stages)
+
+
+def main(name: str) -> None:
+    assert not triton.knobs.runtime.interpret
+    records, seen = [], {}
+    for (pass_name, rows, dropout_p, fused), launches in passes(name).items():
+        for launch in launches:
+            if launch.key not in seen:
+                seen[launch.key] = resources(launch, name)
+            records.append(
+                {
+                    "pass": pass_name,
+                    "rows": rows,
+                    "dropout_p": dropout_p,
+                    "fused": fused,
+                    "kernel": launch.kernel.fn.__name__,
+                    "masked": dict(launch.constants)["MASKED"],
+                    "num_warps": launch.num_warps,
+                    "num_stages": launch.num_stages,
+                    "error": None,
+                    **seen[launch.key],
+                }
+            )
+    print(json.dumps(records))
+
+
+def passes(target: str, rank: int = 16) -> dict[tuple[str, int, float, bool], list[Launch]]:
+    """What each pass launches, for every bucket of rows, with and without dropout.
+
+    The fused product where the target can; the library's with ``delta`` once elsewhere.
+    """
+    noted = imitate(target)
+    can_fuse = target in ("sm_90", "sm_100")
+    found = {}
+    for fused in (True, False) if can_fuse else (False,):
+        importlib.import_module(f"{backend.__name__}.linear").fusing_pays = lambda *_, f=fused: f
+        for rows in ROWS if fused or not can_fuse else ROWS[:1]:
+            for dropout_p in (0.0, 0.1):
+                for pass_name, run in (("forward", run_forward), ("backward", run_backward)):
+                    noted.clear()
+                    run(rows, rank, dropout_p)
+                    found[pass_name, rows, dropout_p, fused] = list(noted)
+    return found
+
+
+def imitate(target: str) -> list[Launch]:
+    """Make the backend take itself to be on the target; return the list of what it launches."""
+    noted: list[Launch] = []
+
+    def note(
+        kernel: Any,
+        grid: Any,
+        arguments: Any,
+        constants: dict[str, Any],
+        *,
+        num_warps: int,
+        num_stages: int,
+        overlap: bool = False,
+    ) -> None:
+        constant = tuple(constants.items())
+        noted.append(Launch(kernel, tuple(arguments), constant, num_warps, num_stages, overlap))
+
+    hopper_or_newer = target in ("sm_90", "sm_100")
+    replaced = {
+        "launch": note,
+        "current_device": lambda: 0,
+        "has_copy_engine": lambda _: hopper_or_newer,
+        "can_overlap": lambda _: hopper_or_newer,
+        "multiprocessors": lambda _: 132,
+    }
+    for name in ("linear", "shrink", "gradients", "delta"):
+        module = importlib.import_module(f"{backend.__name__}.{name}")
+        for attribute, value in replaced.items():
+            if hasattr(module, attribute):
+                setattr(module, attribute, value)
+    return noted
+
+
+def run_forward(rows: int, rank: int, dropout_p: float) -> None:
+    backend.forward(
+        matrix(rows, WIDTH), matrix(WIDTH, WIDTH), None, None, *low_rank(rows, rank),
+        dropout_p, seed(),
+    )  # fmt: skip
+
+
+def run_backward(rows: int, rank: int, dropout_p: float) -> None:
+    lora_A, lora_B, gate, cu_seqlens, *scalars = low_rank(rows, rank)
+    xa = torch.empty(rows, rank, device="meta")
+    backend.backward(
+        matrix(rows, WIDTH), matrix(rows, WIDTH), matrix(WIDTH, WIDTH), lora_A, lora_B, gate,
+        cu_seqlens, xa, *scalars, dropout_p, seed(), [True] * 4,
+    )  # fmt: skip
+
+
+def matrix(rows: int, columns: int) -> Tensor:
+    return torch.empty(rows, columns, dtype=torch.bfloat16, device="meta")
+
+
+def seed() -> Tensor:
+    return torch.empty(1, dtype=torch.int64, device="meta")
+
+
+def low_rank(rows: int, rank: int) -> tuple[Any, ...]:
+    gate = torch.empty(INSTANCES, EXPERTS, device="meta")
+    return matrix(rank, WIDTH), matrix(WIDTH, rank), gate, None, rows // INSTANCES, 1.0
+
+
+def resources(launch: Launch, name: str) -> dict[str, Any]:
+    """Registers a thread, spills, shared bytes and matrix instructions; or why it does not compile."""
+    target = TARGETS[name]
+    constants = dict(launch.constants)
+    names = launch.kernel.arg_names
+    signature = dict(zip(names, map(type_of, launch.arguments)))  # noqa: B905 - constants follow
+    signature |= dict.fromkeys(constants, "constexpr")
+    assert list(signature) == list(names)
+    # On a GPU the addresses of whole tensors are multiples of 16 bytes.
+    pointers = [i for i, kind in enumerate(signature.values()) if kind.startswith("*")]
+    attributes = {(i,): [["tt.divisibility", 16]] for i in pointers}
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    options: dict[str, Any] = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    if launch.overlap:
+        options["launch_pdl"] = True
+    try:
+        compiled = triton.compile(source, target=target, options=options)
+    except (RuntimeError, triton.CompilationError) as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    count = amd_resources if target.backend == "hip" else nvidia_resources
+    return {"shared": compiled.metadata.shared, **count(compiled.asm)}
+
+
+def type_of(argument: Any) -> str:
+    names = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.int64: "i64", torch.int32: "i32"}
+    if isinstance(argument, TensorDescriptor):
+        return f"tensordesc<{names[argument.base.dtype]}{list(argument.block_shape)}>"
+    if isinstance(argument, Tensor):
+        return f"*{names[argument.dtype]}"
+    return "fp32" if isinstance(argument, float) else "i32"
+
+
+def nvidia_resources(asm: dict[str, Any]) -> dict[str, int]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(asm["cubin"])
+        file.flush()
+        usage, code = (
+            subprocess.run(
+                [NVIDIA_TOOLS / "cuobjdump", option, file.name],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+            for option in ("-res-usage", "-sass")
+        )
+    stated = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert stated, usage
+    opcodes = Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z0-9]+)", code))
+    return {
+        "registers": int(stated[1]),
+        "spills": int(stated[2]) + opcodes["LDL"] + opcodes["STL"],
+        "matrix_instructions": sum(opcodes[name] for name in MATRIX_INSTRUCTIONS),
+    }
+
+
+def amd_resources(asm: dict[str, Any]) -> dict[str, int]:
+    code = asm["amdgcn"]
+    counts = {
+        kind: int(re.search(rf"\.{kind}:\s*(\d+)", code)[1])  # type: ignore[index]
+        for kind in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
+    }
+    return {
+        "registers": counts["vgpr_count"],
+        "spills": counts["vgpr_spill_count"] + counts["sgpr_spill_count"],
+        "matrix_instructions": len(re.findall(r"^\s*v_mfma_", code, re.MULTILINE)),
+    }
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
