@@ -53,17 +53,34 @@ def gated_lora(
 ) -> Tensor:
     """Return ``y [T, d_out]``, differentiable; inputs are checked by :mod:`ilora_kernels.functional`."""
     low_rank = (lora_A, lora_B, gate, cu_seqlens, rows_per_gate, scaling)
-    arguments = (x, weight, bias, base, *low_rank, dropout_p, seed, requested())
-    operation = _GatedLoRA.apply if torch.is_grad_enabled() else torch.ops.ilora.gated_lora
-    return operation(*arguments)[0]
+    y, _ = _GatedLoRA.apply(x, weight, bias, base, *low_rank, dropout_p, seed, requested())
+    return y
 
 
 class _GatedLoRA(torch.autograd.Function):
     generate_vmap_rule = True
 
+    # Named parameters: torch.compile takes a lone *inputs for the context.
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-        return torch.ops.ilora.gated_lora(*inputs)
+    def forward(
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        base: Tensor | None,
+        lora_A: Tensor,
+        lora_B: Tensor,
+        gate: Tensor,
+        cu_seqlens: Tensor | None,
+        rows_per_gate: int,
+        scaling: float,
+        dropout_p: float,
+        seed: Tensor | None,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        low_rank = (lora_A, lora_B, gate, cu_seqlens, rows_per_gate, scaling)
+        return torch.ops.ilora.gated_lora(
+            x, weight, bias, base, *low_rank, dropout_p, seed, backend
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

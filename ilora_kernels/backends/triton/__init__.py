@@ -112,10 +112,9 @@ def _rows(matrix: Tensor) -> Tensor:
 
 
 def _factor(matrix: Tensor) -> Tensor:
-    """A thin factor that the copy engine can read: zeros fill its rows to whole 16-byte units."""
+    """A thin factor that the copy engine can read: zeros fill its rows to multiples of eight."""
     if describable(matrix):
         return matrix
-    unit = 16 // matrix.element_size()
-    padded = matrix.new_zeros((matrix.shape[0], -(-matrix.shape[1] // unit) * unit))
+    padded = matrix.new_zeros((matrix.shape[0], -(-matrix.shape[1] // 8) * 8))
     padded[:, : matrix.shape[1]] = matrix
     return padded
