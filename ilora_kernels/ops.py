@@ -128,7 +128,7 @@ class _Backward(torch.autograd.Function):
 
 for _function in (_GatedLoRA, _Backward):
     # apply() asks for the signature at every call; kept here, it is not worked out anew each time.
-    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[attr-defined]
+    setattr(_function.forward, "__signature__", inspect.signature(_function.forward))  # noqa: B010
 
 
 def _raw_backward(*inputs: Any) -> tuple[Tensor, ...]:

@@ -44,10 +44,12 @@ _GRADIENTS = [PassConfig(64, 64, 4, 3), PassConfig(64, 64, 4, 4), PassConfig(128
 # Role -> its candidates, whether the pass that is measured goes backward, and under dropout.
 CANDIDATES: dict[str, tuple[list[Any], bool, bool]] = {
     "linear": (_LINEAR, False, False),
-    "shrink": (_SHRINK, True, False),
+    "shrink": (_SHRINK, False, False),
+    "linear backward": (_LINEAR, True, False),
+    "shrink backward": (_SHRINK, True, False),
     "gradients": (_GRADIENTS, True, False),
-    "linear dropout": ([c for c in _LINEAR if not c.flatten], True, True),
     "shrink dropout": (_MASKED, False, True),
+    "linear backward dropout": ([c for c in _LINEAR if not c.flatten], True, True),
     "gradients dropout": (_GRADIENTS, True, True),
 }
 

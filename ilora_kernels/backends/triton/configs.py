@@ -25,9 +25,11 @@ import torch
 
 ROLES = (
     "linear",  # the frozen product
-    "linear dropout",  # dX under dropout: the mask stands between the two sums
+    "linear backward",
+    "linear backward dropout",  # the mask stands between the two sums of dX
     "shrink",
     "shrink dropout",  # over x, masked
+    "shrink backward",
     "gradients",
     "gradients dropout",
     "delta",

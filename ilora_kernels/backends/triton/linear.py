@@ -213,6 +213,10 @@ def linear_kernel(
     )  # fmt: skip
 
 
+def _role(backward: bool, masked: bool) -> str:
+    return "linear" + " backward" * backward + " dropout" * masked
+
+
 def can_fuse(x: Tensor, weight: Tensor, y: Tensor, rank: int) -> bool:
     """Whether this kernel takes these matrices, and beats the library's product with ``delta``."""
     device = current_device()
@@ -240,7 +244,7 @@ def linear(
     columns, rank = y.shape[1], h.shape[1]
     masked = dropout is not None and backward
     device = current_device()
-    config = choose("linear dropout" if masked else "linear", rows, rank, device)
+    config = choose(_role(backward, masked), rows, rank, device)
     programs = multiprocessors(device)
     whole, half = tile_counts(rows, columns, config.block_m, config.block_n, programs)
     block_r = rank_block(rank, limit=64)

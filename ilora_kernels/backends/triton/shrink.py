@@ -186,7 +186,8 @@ def _launch(
     gate, cu_seqlens, rows_per_gate, scaling = gating
     masked = dropout is not None and not backward
     device = current_device()
-    config = choose("shrink dropout" if masked else "shrink", rows, rank, device)
+    role = "shrink backward" if backward else "shrink dropout" if masked else "shrink"
+    config = choose(role, rows, rank, device)
     block_r = rank_block(rank)
     aligned = describable(x) and describable(factor)
     descriptors = aligned and has_copy_engine(device)
