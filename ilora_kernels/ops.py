@@ -139,14 +139,14 @@ def _raw_backward(*inputs: Any) -> tuple[Tensor, ...]:
 @torch.library.impl(_LIBRARY, "gated_lora", "CompositeExplicitAutograd")
 def _forward_impl(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     *rest, backend = arguments
-    with _no_autocast(x.device.type):
+    with _no_autocast(x.device.type), _on_device_of(x):
         return select(backend, x).forward(x, *rest)
 
 
 @torch.library.impl(_LIBRARY, "gated_lora_backward", "CompositeExplicitAutograd")
 def _backward_impl(grad_y: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     *rest, backend = arguments
-    with _no_autocast(x.device.type):
+    with _no_autocast(x.device.type), _on_device_of(x):
         return select(backend, x).backward(grad_y, x, *rest)
 
 
@@ -158,6 +158,13 @@ def _no_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
     if not torch.is_autocast_enabled(device_type):
         return _NOTHING
     return torch.autocast(device_type, enabled=False, cache_enabled=False)
+
+
+def _on_device_of(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    # Kernels are launched on the current GPU, which need not be the one that holds the tensors.
+    if not x.is_cuda or x.get_device() == torch.cuda.current_device():
+        return _NOTHING
+    return torch.cuda.device(x.device)
 
 
 @torch.library.register_fake("ilora::gated_lora", lib=_LIBRARY)
