@@ -84,7 +84,7 @@ def test_the_fused_product_matches_float64_for_every_gate_form(
         pytest.param(64, 72, 80, id="one tile, in halves"),
         pytest.param(200, 264, 264, id="a whole round"),
         pytest.param(300, 264, 520, id="dX of a whole round and half tiles"),
-        pytest.param(300, 800, 264, id="dX of several rounds"),
+        pytest.param(300, 520, 264, id="dX of two rounds and half tiles"),
     ],
 )
 def test_every_number_of_rounds_matches_float64(
@@ -257,17 +257,29 @@ def split(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return chosen
 
 
-@pytest.mark.parametrize("gate_form", ["instance", "packed", "token_2d"])
-@pytest.mark.parametrize(("d_in", "d_out"), [(16, 24), (19, 13)])
+@pytest.mark.parametrize(
+    ("gate_form", "d_in", "d_out", "dropout_p"),
+    [
+        ("instance", 16, 24, 0.3),
+        ("instance", 19, 13, 0.0),
+        ("packed", 16, 24, 0.0),
+        ("token_2d", 19, 13, 0.0),
+    ],
+)
 def test_sums_over_many_rows_are_split_where_columns_are_few(
-    triton_device: torch.device, split: list[int], gate_form: str, d_in: int, d_out: int
+    triton_device: torch.device,
+    split: list[int],
+    gate_form: str,
+    d_in: int,
+    d_out: int,
+    dropout_p: float,
 ) -> None:
     instances, length = (47, 46) if gate_form == "packed" else (4, 270)  # packed: 0, 1, … 46 tokens
     problem = random_problem(
         gate_form, device=triton_device, instances=instances, length=length, d_in=d_in, d_out=d_out
     )
     assert problem.x.numel() // d_in >= 1024
-    assert_matches_float64(problem, torch.float16, dropout_p=0.3)
+    assert_matches_float64(problem, torch.float16, dropout_p=dropout_p)
     assert split[0] > 1
 
 
@@ -311,7 +323,7 @@ DETERMINISTIC: dict[str, dict[str, Any]] = {
     "aligned": {"gate_form": "instance", **ALIGNED},
     "pointers": {"gate_form": "packed", "instances": 20, "length": 9},
     "several rank blocks": {"gate_form": "token", "rank": 136, "experts": 17},
-    "split sums": {"gate_form": "shared", "instances": 2, "length": 600, "d_in": 16, "d_out": 16},
+    "split sums": {"gate_form": "shared", "instances": 2, "length": 513, "d_in": 16, "d_out": 16},
 }
 
 
