@@ -47,6 +47,7 @@ def forward(
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Return ``y [T, d_out]`` and ``x̂ Aᵀ [T, R]`` before the gates."""
+    _check_device(x)
     rank = lora_A.shape[0]
     y = x.new_empty((x.shape[0], lora_B.shape[0]))
     if y.numel() == 0:
@@ -81,6 +82,7 @@ def backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return dx, dA, dB and dgate; an empty tensor where ``needs`` says nobody asks."""
+    _check_device(x)
     inputs = (x, lora_A, lora_B, gate)
     dx, dA, dB, dgate = (
         t.new_empty(t.shape if n else (0,)) for t, n in zip(inputs, needs, strict=True)
@@ -103,6 +105,15 @@ def backward(
         delta(base, u, lora_A, rank, dx, mask, backward=True)
     gradients(x, u, dy, h, p, dA, dB, dgate, gating, mask, beside_product=fused)
     return dx, dA, dB, dgate
+
+
+def _check_device(x: Tensor) -> None:
+    # Kernels are handed addresses, and nothing after this would notice one of the CPU's.
+    if not (x.is_cuda or INTERPRETED):
+        raise RuntimeError(
+            f"x is on {x.device}, where the triton backend does not compute; move it to a GPU, or "
+            "use the torch backend."
+        )
 
 
 def _rows(matrix: Tensor) -> Tensor:

@@ -103,8 +103,10 @@ def launch(
             address = argument.data_ptr()
             kinds += (argument.dtype, address % 16 == 0)
             raw.append(address)
-        else:
-            raw.append(argument)
+            continue
+        if isinstance(argument, TensorDescriptor):
+            kinds.append(argument.base.dtype)
+        raw.append(argument)
     values = tuple(constants.values())
     key = (kernel.fn, device, num_warps, num_stages, overlap, *kinds, *values)
     compiled = _compiled.get(key)
