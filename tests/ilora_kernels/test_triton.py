@@ -81,7 +81,7 @@ def test_the_fused_product_matches_float64_for_every_gate_form(
 @pytest.mark.parametrize(
     ("rows", "d_in", "d_out"),
     [
-        pytest.param(64, 72, 80, id="one tile, in halves"),
+        pytest.param(64, 264, 248, id="one tile, in two halves"),
         pytest.param(200, 264, 264, id="a whole round"),
         pytest.param(300, 264, 520, id="dX of a whole round and half tiles"),
         pytest.param(300, 520, 264, id="dX of two rounds and half tiles"),
