@@ -125,6 +125,7 @@ def imitate(target: str) -> list[Launch]:
         "can_overlap": lambda _: hopper_or_newer,
         "multiprocessors": lambda _: 132,
     }
+    backend._check_device = lambda _: None  # there is no memory, so there is nothing to misread
     for name in ("linear", "shrink", "gradients", "delta"):
         module = importlib.import_module(f"{backend.__name__}.{name}")
         for attribute, value in replaced.items():
