@@ -37,7 +37,7 @@ TARGETS = {
 }
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 MATRIX_INSTRUCTIONS = ("HGMMA", "HMMA", "UTCHMMA")
-ROWS, WIDTH, EXPERTS, INSTANCES = (2048, 16384), 4096, 4, 8
+ROWS, WIDTH, EXPERTS, INSTANCES = (2048, 4096, 16384), 4096, 4, 8
 
 
 @dataclass(frozen=True)
