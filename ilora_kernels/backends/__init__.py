@@ -92,7 +92,13 @@ def _best_for(device_type: str, x_dtype: dtype) -> str:
 def _why_unusable(name: str) -> str | None:
     if importlib.util.find_spec(f"{__name__}.{name}") is None:
         return f"this version of ilora_kernels has no {name} backend."
-    return _module(name).why_unusable()
+    try:
+        module = _module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("ilora_kernels"):
+            raise
+        return f"the package {error.name} is not installed."
+    return module.why_unusable()
 
 
 @functools.cache

@@ -122,7 +122,9 @@ def imitate(target: str) -> list[Launch]:
         "launch": note,
         "current_device": lambda: 0,
         "has_copy_engine": lambda _: hopper_or_newer,
+        "holds_product": lambda _: hopper_or_newer,
         "can_overlap": lambda _: hopper_or_newer,
+        "can_flatten": lambda _: target != "sm_100",
         "multiprocessors": lambda _: 132,
     }
     backend._check_device = lambda _: None  # there is no memory, so there is nothing to misread

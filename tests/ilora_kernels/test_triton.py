@@ -48,7 +48,7 @@ ALIGNED = {"instances": 4, "length": 75, "d_in": 136, "d_out": 520}
 def fused(triton_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Make ``linear`` compute the frozen product, and four programs of it; list the passes it ran."""
     linear = module("linear")
-    if not linear.has_copy_engine(linear.current_device()):
+    if not linear.holds_product(linear.current_device()):
         pytest.skip("the fused product needs Hopper's copy engine")
     monkeypatch.setattr(linear, "fusing_pays", lambda *_: True)
     monkeypatch.setattr(linear, "multiprocessors", lambda _: 4)

@@ -57,6 +57,7 @@ def forward(
     mask = dropout(dropout_p, seed)
     fused = weight is not None and can_fuse(x, weight, y, rank)
     if weight is not None and not fused:
+        del y  # before the library allocates its own
         y = base = F.linear(x, weight, bias)
     xa, h = shrink(x, lora_A, gating, mask)
     if weight is not None and fused:
@@ -97,6 +98,7 @@ def backward(
     fused = needs_x and weight is not None and can_fuse(dy, weight, dx, rank)
     base = None
     if needs_x and weight is not None and not fused:
+        del dx  # before the library allocates its own
         dx = base = dy @ weight
     u, h, p = shrink_backward(dy, lora_B, xa, gating, mask)
     if weight is not None and fused:

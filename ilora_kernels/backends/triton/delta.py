@@ -49,8 +49,9 @@ def delta_kernel(
 ):
     if ALIGNED:  # a hint that the compiler believes: rows are whole units of 16 bytes
         base_stride, factor_stride, N = base_stride // 8 * 8, factor_stride // 8 * 8, N // 8 * 8
-    first_column = tl.program_id(0) * BLOCK_N
-    rows = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    column_blocks = tl.cdiv(N, BLOCK_N)
+    first_column = tl.program_id(0) % column_blocks * BLOCK_N
+    rows = tl.program_id(0) // column_blocks * BLOCK_T + tl.arange(0, BLOCK_T)
     columns = first_column + tl.arange(0, BLOCK_N)
     mask = (rows < T)[:, None] & (columns < N)[None, :]
     if HAS_BASE:
@@ -97,7 +98,7 @@ def delta(
     config = choose("delta", rows, rank, device)
     launch(
         delta_kernel,
-        (-(-columns // config.block_d), -(-rows // config.block_t), 1),
+        (-(-columns // config.block_d) * -(-rows // config.block_t), 1, 1),
         (
             y if base is None else base,
             h,

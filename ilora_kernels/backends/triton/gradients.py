@@ -73,6 +73,7 @@ def column_block_sum(
                 c_ref + (rows[:, None].to(tl.int64) * R_PADDED + j[None, :]),
                 mask=(rows < T)[:, None] & (j < R_PADDED)[None, :],
                 other=0.0,
+                cache_modifier=".cg",  # as load_rows
             )
         x = x.T
         if MASKED:
@@ -83,10 +84,10 @@ def column_block_sum(
 
 
 @triton.jit
-def load_rows(p_ptr, first, last, j, R: tl.constexpr, BLOCK_T: tl.constexpr):
-    """Rows ``first … first + BLOCK_T`` of p, zero from ``last`` on. Past the first-level cache:
+def load_rows(p_ptr, first, last, j, R: tl.constexpr, BLOCK_G: tl.constexpr):
+    """Rows ``first … first + BLOCK_G`` of p, zero from ``last`` on. Past the first-level cache:
     p was written while a kernel between its writer and this one still ran."""
-    rows = first + tl.arange(0, BLOCK_T)
+    rows = first + tl.arange(0, BLOCK_G)
     mask = (rows < last)[:, None] & (j < R)[None, :]
     offset = rows[:, None].to(tl.int64) * R + j[None, :]
     return tl.load(p_ptr + offset, mask=mask, other=0.0, cache_modifier=".cg")
@@ -101,18 +102,18 @@ def gate_sums(
     RANK_OF_EXPERT: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    BLOCK_T: tl.constexpr,
+    BLOCK_G: tl.constexpr,
     PER_TOKEN: tl.constexpr,
 ):
-    """``Σ_{j in k} p[t, j]``, for each of BLOCK_T rows or summed over all rows of a gate into them."""
+    """``Σ_{j in k} p[t, j]``, for each of BLOCK_G rows or summed over all rows of a gate into them."""
     k = tl.arange(0, BLOCK_K)
-    sums = tl.zeros((BLOCK_T, BLOCK_K), tl.float32)
+    sums = tl.zeros((BLOCK_G, BLOCK_K), tl.float32)
     for r in tl.static_range(0, R, BLOCK_R):
         j = r + tl.arange(0, BLOCK_R)
-        p = load_rows(p_ptr, first_row, last_row, j, R, BLOCK_T)
+        p = load_rows(p_ptr, first_row, last_row, j, R, BLOCK_G)
         if not PER_TOKEN:
-            for t in range(first_row + BLOCK_T, last_row, BLOCK_T):
-                p += load_rows(p_ptr, t, last_row, j, R, BLOCK_T)
+            for t in range(first_row + BLOCK_G, last_row, BLOCK_G):
+                p += load_rows(p_ptr, t, last_row, j, R, BLOCK_G)
         of_expert = ((j // RANK_OF_EXPERT)[:, None] == k[None, :]).to(tl.float32)
         sums = tl.dot(p, of_expert, sums, input_precision="ieee")
     return sums
@@ -151,6 +152,7 @@ def gradients_kernel(
     RANK_OF_EXPERT: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,  # a power of two, at least the number of experts
+    BLOCK_G: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PACKED: tl.constexpr,
@@ -193,19 +195,19 @@ def gradients_kernel(
     elif (split == 0) & (first_rank == 0):
         gate = block - blocks_B - blocks_A
         if PER_TOKEN:
-            first_row, last_row = gate * BLOCK_T, num_gates
+            first_row, last_row = gate * BLOCK_G, num_gates
         elif PACKED:
             first_row = tl.load(cu_seqlens_ptr + gate).to(tl.int32)
             last_row = tl.load(cu_seqlens_ptr + gate + 1).to(tl.int32)
         else:
             first_row, last_row = gate * rows_per_gate, (gate + 1) * rows_per_gate
         sums = gate_sums(
-            p_ptr, first_row, last_row, R, RANK_OF_EXPERT, BLOCK_R, BLOCK_K, BLOCK_T, PER_TOKEN
+            p_ptr, first_row, last_row, R, RANK_OF_EXPERT, BLOCK_R, BLOCK_K, BLOCK_G, PER_TOKEN
         )
         NUM_EXPERTS: tl.constexpr = R // RANK_OF_EXPERT
         k = tl.arange(0, BLOCK_K)
         if PER_TOKEN:
-            row = first_row + tl.arange(0, BLOCK_T)
+            row = first_row + tl.arange(0, BLOCK_G)
             offset = row[:, None].to(tl.int64) * NUM_EXPERTS + k[None, :]
             mask = (row < num_gates)[:, None] & (k < NUM_EXPERTS)[None, :]
             tl.store(dgate_ptr + offset, sums, mask=mask)
@@ -235,9 +237,11 @@ def gradients(
     d_out, rank = dy.shape[1], p.shape[1]
     device = current_device()
     config = choose("gradients" if dropout is None else "gradients dropout", rows, rank, device)
+    block_r = rank_block(rank)
     blocks_B = -(-d_out // config.block_d) if dB.numel() else 0
     blocks_A = -(-d_in // config.block_d) if dA.numel() else 0
-    gates_per_block = config.block_t if gating.per_token else 1
+    block_g = 4096 // block_r  # rows of p that a program holds at once
+    gates_per_block = block_g if gating.per_token else 1
     blocks_gate = -(-gating.gate.shape[0] // gates_per_block) if dgate.numel() else 0
     blocks = blocks_B + blocks_A + blocks_gate
     if blocks == 0:
@@ -250,7 +254,6 @@ def gradients(
     aligned = describable(x) and describable(dy)
     descriptors = aligned and has_copy_engine(device)
     overlap = beside_product and can_overlap(device)
-    block_r = rank_block(rank)
     tall, thin = [config.block_t, config.block_d], [config.block_t, block_r]
     matrices = ((x, tall), (u, thin), (dy, tall), (h, thin))
     launch(
@@ -281,6 +284,7 @@ def gradients(
             "RANK_OF_EXPERT": rank // gating.gate.shape[1],
             "BLOCK_R": block_r,
             "BLOCK_K": max(16, power_of_two(gating.gate.shape[1])),
+            "BLOCK_G": block_g,
             "BLOCK_T": config.block_t,
             "BLOCK_D": config.block_d,
             "PACKED": gating.cu_seqlens is not None,

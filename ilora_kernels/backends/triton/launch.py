@@ -23,20 +23,40 @@ _compiled: dict[tuple[Any, ...], Any] = {}
 PRECISION = "ieee"
 
 
+# Shared memory of a multiprocessor that a tile of ``linear`` leaves room in for its neighbours.
+_SHARED_BYTES_FOR_PRODUCT = 227 * 1024
+
+
 @functools.cache
 def has_copy_engine(device: int) -> bool:
     """Whether kernels may read and write through tensor descriptors (Hopper and newer)."""
-    return INTERPRETED or _is_hopper_or_newer(device)
+    return INTERPRETED or _capability(device) >= 9
 
 
 @functools.cache
 def can_overlap(device: int) -> bool:
     """Whether a kernel may start while the one before it runs (programmatic dependent launch)."""
-    return not INTERPRETED and _is_hopper_or_newer(device)
+    return not INTERPRETED and _capability(device) >= 9
 
 
-def _is_hopper_or_newer(device: int) -> bool:
-    return torch.version.hip is None and torch.cuda.get_device_capability(device)[0] >= 9
+@functools.cache
+def holds_product(device: int) -> bool:
+    """Whether ``linear`` runs here: a copy engine, and the shared memory of a data-centre GPU."""
+    if INTERPRETED:
+        return True
+    properties: Any = torch.cuda.get_device_properties(device)  # torch's stub lacks the attribute
+    enough = properties.shared_memory_per_block_optin >= _SHARED_BYTES_FOR_PRODUCT
+    return has_copy_engine(device) and enough
+
+
+@functools.cache
+def can_flatten(device: int) -> bool:
+    """Whether Triton 3.6 compiles one loop over tiles and steps: not with Blackwell's accumulators."""
+    return INTERPRETED or _capability(device) < 10
+
+
+def _capability(device: int) -> int:
+    return 0 if torch.version.hip else torch.cuda.get_device_capability(device)[0]
 
 
 def current_device() -> int:

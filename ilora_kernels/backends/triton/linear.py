@@ -32,11 +32,12 @@ from ilora_kernels.backends.triton.configs import (
     tile_counts,
 )
 from ilora_kernels.backends.triton.launch import (
+    can_flatten,
     can_overlap,
     current_device,
     describable,
     descriptor,
-    has_copy_engine,
+    holds_product,
     launch,
 )
 from ilora_kernels.backends.triton.mask import keep_tile
@@ -220,7 +221,7 @@ def _role(backward: bool, masked: bool) -> str:
 def can_fuse(x: Tensor, weight: Tensor, y: Tensor, rank: int) -> bool:
     """Whether this kernel takes these matrices, and beats the library's product with ``delta``."""
     device = current_device()
-    if not has_copy_engine(device) or x.dtype == torch.float32:
+    if not holds_product(device) or x.dtype == torch.float32:
         return False
     if not (describable(x) and describable(weight) and describable(y)):
         return False
@@ -287,7 +288,7 @@ def linear(
             "HAS_BIAS": bias is not None,
             "MASKED": masked,
             "OVERLAP": can_overlap(device),
-            "FLATTEN": config.flatten,
+            "FLATTEN": config.flatten and can_flatten(device),
         },
         num_warps=config.num_warps,
         num_stages=config.num_stages,
