@@ -6,15 +6,16 @@ for the gradient of x in those cases. ``y`` may be ``base`` itself.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_wait
 
+from ilora_kernels.backends.triton.accumulate import add_product
 from ilora_kernels.backends.triton.adapter import Dropout, rank_block
 from ilora_kernels.backends.triton.configs import choose
 from ilora_kernels.backends.triton.launch import (
-    PRECISION,
     can_overlap,
     current_device,
     describable,
@@ -45,7 +46,7 @@ def delta_kernel(
     MASKED: tl.constexpr,
     ALIGNED: tl.constexpr,
     OVERLAP: tl.constexpr,
-    PRECISION: tl.constexpr,
+    FLOAT32: tl.constexpr,
 ):
     if ALIGNED:  # a hint that the compiler believes: rows are whole units of 16 bytes
         base_stride, factor_stride, N = base_stride // 8 * 8, factor_stride // 8 * 8, N // 8 * 8
@@ -72,7 +73,7 @@ def delta_kernel(
         in_h = (rows < T)[:, None] & (j < R_PADDED)[None, :]
         h_offset = rows[:, None].to(tl.int64) * R_PADDED + j[None, :]
         h = tl.load(h_ptr + h_offset, mask=in_h, other=0.0)
-        y = tl.dot(h, factor, y, input_precision=PRECISION)
+        y = add_product(y, h, factor, T, FLOAT32)
     if MASKED:
         i = tl.arange(0, BLOCK_N)[None, :]
         y = tl.where(keep_tile(seed_ptr, rows[:, None], first_column, i, threshold), y, 0.0)
@@ -122,7 +123,7 @@ def delta(
             "MASKED": dropout is not None and backward,
             "ALIGNED": all(describable(m) for m in (base, factor, y) if m is not None),
             "OVERLAP": can_overlap(device),
-            "PRECISION": PRECISION,
+            "FLOAT32": y.dtype == torch.float32,
         },
         num_warps=config.num_warps,
         num_stages=config.num_stages,

@@ -14,15 +14,16 @@ are released by it (see ``linear``) as soon as u and h are there.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_wait
 
+from ilora_kernels.backends.triton.accumulate import add_product
 from ilora_kernels.backends.triton.adapter import Dropout, Gating, power_of_two, rank_block
 from ilora_kernels.backends.triton.configs import choose, multiprocessors
 from ilora_kernels.backends.triton.launch import (
-    PRECISION,
     can_overlap,
     current_device,
     describable,
@@ -52,7 +53,7 @@ def column_block_sum(
     BLOCK_D: tl.constexpr,
     MASKED: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    FLOAT32: tl.constexpr,
 ):
     """``Σ_t x[t, d] c[t, j]`` for a block of columns d: ``[BLOCK_D, BLOCK_R]``."""
     total = tl.zeros((BLOCK_D, BLOCK_R), tl.float32)
@@ -79,7 +80,7 @@ def column_block_sum(
         if MASKED:
             i = tl.arange(0, BLOCK_D)[:, None]
             x = tl.where(keep_tile(seed_ptr, rows[None, :], first_column, i, threshold), x, 0.0)
-        total = tl.dot(x, c, total, input_precision=PRECISION)
+        total = add_product(total, x, c, T, FLOAT32)
     return total
 
 
@@ -161,7 +162,7 @@ def gradients_kernel(
     DESCRIPTORS: tl.constexpr,
     ALIGNED: tl.constexpr,
     OVERLAP: tl.constexpr,
-    PRECISION: tl.constexpr,
+    FLOAT32: tl.constexpr,
 ):
     if ALIGNED:  # a hint that the compiler believes: rows are whole units of 16 bytes
         x_stride, dy_stride = x_stride // 8 * 8, dy_stride // 8 * 8
@@ -176,7 +177,7 @@ def gradients_kernel(
         column = block * BLOCK_D
         total = column_block_sum(
             dy_ref, h_ref, seed_ptr, T, d_out, first_row, last_row, column, first_rank, dy_stride,
-            threshold, R_PADDED, BLOCK_R, BLOCK_T, BLOCK_D, False, DESCRIPTORS, PRECISION,
+            threshold, R_PADDED, BLOCK_R, BLOCK_T, BLOCK_D, False, DESCRIPTORS, FLOAT32,
         )  # fmt: skip
         n = column + tl.arange(0, BLOCK_D)
         offset = split * d_out * R + (n[:, None].to(tl.int64) * R + j[None, :])
@@ -186,7 +187,7 @@ def gradients_kernel(
         column = (block - blocks_B) * BLOCK_D
         total = column_block_sum(
             x_ref, u_ref, seed_ptr, T, d_in, first_row, last_row, column, first_rank, x_stride,
-            threshold, R_PADDED, BLOCK_R, BLOCK_T, BLOCK_D, MASKED, DESCRIPTORS, PRECISION,
+            threshold, R_PADDED, BLOCK_R, BLOCK_T, BLOCK_D, MASKED, DESCRIPTORS, FLOAT32,
         )  # fmt: skip
         d = column + tl.arange(0, BLOCK_D)
         offset = split * R * d_in + (j[:, None].to(tl.int64) * d_in + d[None, :])
@@ -293,7 +294,7 @@ def gradients(
             "DESCRIPTORS": descriptors,
             "ALIGNED": aligned,
             "OVERLAP": overlap,
-            "PRECISION": PRECISION,
+            "FLOAT32": x.dtype == torch.float32,
         },
         num_warps=config.num_warps,
         num_stages=config.num_stages,

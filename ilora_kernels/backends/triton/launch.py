@@ -19,10 +19,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 INTERPRETED: bool = triton.knobs.runtime.interpret
 _compiled: dict[tuple[Any, ...], Any] = {}
 
-# How float32 enters the tensor cores: not at all. Other dtypes ignore it.
-PRECISION = "ieee"
-
-
 # Shared memory of a multiprocessor that a tile of ``linear`` leaves room in for its neighbours.
 _SHARED_BYTES_FOR_PRODUCT = 227 * 1024
 

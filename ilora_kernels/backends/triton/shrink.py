@@ -20,10 +20,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents
 
+from ilora_kernels.backends.triton.accumulate import add_product
 from ilora_kernels.backends.triton.adapter import Dropout, Gating, padded_rank, rank_block
 from ilora_kernels.backends.triton.configs import choose, multiprocessors
 from ilora_kernels.backends.triton.launch import (
-    PRECISION,
     can_overlap,
     current_device,
     describable,
@@ -84,7 +84,7 @@ def shrink_kernel(
     DESCRIPTORS: tl.constexpr,
     ALIGNED: tl.constexpr,
     OVERLAP: tl.constexpr,
-    PRECISION: tl.constexpr,
+    FLOAT32: tl.constexpr,
 ):
     if OVERLAP:
         gdc_launch_dependents()  # the product may start now; it waits for h where it needs it
@@ -121,7 +121,7 @@ def shrink_kernel(
             if MASKED:
                 i = tl.arange(0, BLOCK_D)[None, :]
                 x = tl.where(keep_tile(seed_ptr, rows[:, None], d, i, threshold), x, 0.0)
-            product = tl.dot(x, factor, product, input_precision=PRECISION)
+            product = add_product(product, x, factor, T, FLOAT32)
         if MASKED:
             product *= keep_scale
 
@@ -229,7 +229,7 @@ def _launch(
             "DESCRIPTORS": descriptors,
             "ALIGNED": aligned,
             "OVERLAP": can_overlap(device),
-            "PRECISION": PRECISION,
+            "FLOAT32": x.dtype == torch.float32,
         },
         num_warps=config.num_warps,
         num_stages=config.num_stages,
