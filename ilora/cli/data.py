@@ -22,6 +22,9 @@ build = typer.Typer(no_args_is_help=True, help="Make a data folder from a source
 app.add_typer(build, name="build")
 
 WindowOption = Annotated[int, typer.Option("--window", help="Longest history.")]
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="Name of the data set. Default: the source's.")
+]
 DOMAIN_HELP = "What an item is, for the prompts: movie, music, game, product or item."
 
 
@@ -115,6 +118,34 @@ def csv(
         )
     for warning in met:
         typer.echo(f"note: {warning.message}", err=True)
+    _print_statistics(out)
+
+
+@build.command(
+    "llara",
+    epilog=example("ilora data build llara --source LLaRA/data/ref/steam --out data/steam"),
+)
+def llara(
+    source: Annotated[
+        Path,
+        typer.Option(help="Folder with train_data.df, Val_data.df, Test_data.df and the titles."),
+    ],
+    out: OutOption,
+    name: NameOption = None,
+    domain: Annotated[
+        str | None, typer.Option(help=f"{DOMAIN_HELP} Default: told by the name.")
+    ] = None,
+    seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Read a folder as LLaRA and iLoRA publish them, rows and splits as they are.
+
+    Its frames are pickles. They are read as data, by a reader that runs nothing and knows nothing but
+    frames of numbers and texts; a file that wants anything else is refused.
+    """
+    from ilora.data.llara import build_llara
+
+    build_llara(source, out, name=name, domain=cast(Any, domain), seed=seed, overwrite=overwrite)
     _print_statistics(out)
 
 

@@ -73,6 +73,7 @@ def test_all_commands_of_the_contract_are_there() -> None:
         "quickstart",
         "data build movielens-100k",
         "data build csv",
+        "data build llara",
         "data build synthetic",
         "data check",
         "base-llm build",
