@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ilora.config import read_settings
 from ilora.data.folder import DataFolder
 from ilora.encoders.storage import WEIGHTS_FILE as ENCODER_WEIGHTS
 from ilora.errors import InputError
-from ilora.gate import build_gate
+from ilora.gate import stored_gate
 from ilora.gate_map import GateMap, gate_map
 from ilora.model_folder import WEIGHTS_FILE, read_model_config
 from ilora.plots import Curve
@@ -217,10 +219,17 @@ def read_gates(model: Path, data: Path) -> GateMap:
     if folder.sha256 != config.data.sha256:
         raise InputError(f"data: {data} is not what {model} was trained on; restore it")
     encoder = config.encoder.build()
-    gate = build_gate(config.adapter.gate, encoder.hidden_size, config.adapter.experts)
     state = read_tensors(model / WEIGHTS_FILE)
-    for prefix, module in (("encoder.", encoder), ("gate.", gate)):
-        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    parts = {
+        part: {k.removeprefix(part): v for k, v in state.items() if k.startswith(part)}
+        for part in ("encoder.", "gate.")
+    }
+    with torch.random.fork_rng(devices=[]):  # initial values, which the stored ones replace
+        gate = stored_gate(
+            config.adapter.gate, encoder.hidden_size, config.adapter.experts, parts["gate."]
+        )
+    for part, module in (("encoder.", encoder), ("gate.", gate)):
+        own = parts[part]
         require_same_tensors(model / WEIGHTS_FILE, own, module.state_dict())
         module.load_state_dict(own)
     return gate_map(encoder.eval(), gate.eval(), folder)
