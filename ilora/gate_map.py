@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from ilora.data.folder import DataFolder
 from ilora.data.sequences import Row, Split
 from ilora.encoders import SequenceEncoder, pad_histories
 from ilora.errors import InputError
+from ilora.gate import Gate
 
 FloatArray = NDArray[np.float64]
 
@@ -78,7 +78,7 @@ class GateMap:
 @torch.inference_mode()
 def gate_map(
     encoder: SequenceEncoder,
-    gate: nn.Module,
+    gate: Gate,
     folder: DataFolder,
     split: Split = "test",
     *,
@@ -86,8 +86,8 @@ def gate_map(
 ) -> GateMap:
     """The gate's weights for the users of a split, each read from the latest of their rows.
 
-    The language model is not needed: the gate sees the encoder's representation alone. Rows
-    without a user each count as one of their own.
+    The language model is not needed: the gate sees the history alone. Rows without a user each
+    count as one of their own. Of a gate per layer the mean over the layers is taken.
 
     Raises:
         InputError: no row has ``min_history`` history items.
@@ -99,13 +99,13 @@ def gate_map(
         )
     device = encoder.item_embeddings.weight.device
     histories = pad_histories([row.history for row in rows], encoder.window, encoder.num_items)
-    weights = [
-        gate(encoder.history_representation(batch.to(device))).double().cpu()
-        for batch in histories.split(1024)
-    ]
+    mixtures = [gate.mixture(encoder, batch.to(device)).double() for batch in histories.split(1024)]
+    weights = [m if m.ndim == 2 else m.mean(1) for m in mixtures]
     known = folder.groups()
     groups = [known[row.user] for row in rows if known and row.user is not None]
-    return GateMap(torch.cat(weights).numpy(), tuple(groups) if len(groups) == len(rows) else None)
+    return GateMap(
+        torch.cat(weights).cpu().numpy(), tuple(groups) if len(groups) == len(rows) else None
+    )
 
 
 def _latest_rows(rows: list[Row]) -> list[Row]:

@@ -91,6 +91,20 @@ class SequenceEncoder(nn.Module, ABC):
         """The same as `history_representation`."""
         return self.history_representation(histories)
 
+    def require_window(self, histories: Tensor) -> None:
+        """Raise `InputError` for more columns than the window has."""
+        if histories.shape[1] > self.window:
+            raise InputError(
+                f"histories has {histories.shape[1]} columns; this encoder's window is "
+                f"{self.window}: keep the latest items, as `pad_histories` does"
+            )
+
+
+def require_dropout(dropout: float) -> None:
+    """Raise `InputError` for a probability that is none, or that leaves nothing."""
+    if not 0 <= dropout < 1:
+        raise InputError(f"dropout is {dropout}; it must be at least 0 and below 1")
+
 
 def pad_histories(histories: Sequence[Sequence[int]], window: int, num_items: int) -> Tensor:
     """Histories of any length -> int64 ``[B, window]``: the latest ``window`` items, padded on the left.

@@ -6,10 +6,16 @@ import inspect
 from typing import Any
 
 from ilora.encoders.base import SequenceEncoder
+from ilora.encoders.caser import Caser
+from ilora.encoders.gru4rec import GRU4Rec
 from ilora.encoders.sasrec import SASRec
 from ilora.errors import InputError
 
-ENCODERS: dict[str, type[SequenceEncoder]] = {"sasrec": SASRec}
+ENCODERS: dict[str, type[SequenceEncoder]] = {
+    "sasrec": SASRec,
+    "gru4rec": GRU4Rec,
+    "caser": Caser,
+}
 
 
 def build_encoder(

@@ -10,6 +10,7 @@ import pytest
 
 from ilora.data.synthetic import build_synthetic
 from ilora.errors import InputError
+from ilora.evaluation.popularity import popularity_metrics
 from ilora.model_folder import save_model
 from ilora.runs import collect_runs, read_gates
 from tests.ilora.tiny_world import World
@@ -69,6 +70,15 @@ def test_an_encoder_gives_a_row_for_each_split(world: World) -> None:
     assert (test.name, val.name) == ("encoder (test-encoder)", "encoder (val-encoder)")
     assert test.valid_ratio == 1.0
     assert test.trainable_parameters is not None
+
+
+def test_popularity_is_a_row_beside_the_encoder_where_its_data_is_given(world: World) -> None:
+    rows = collect_runs([world.encoder], world.folder.path).rows
+    names = ["popularity (test)", "encoder (test-encoder)"]
+    assert [row.name for row in rows[:2]] == names
+    expected = popularity_metrics(world.folder, "test")
+    assert (rows[0].hit_ratio_at_1, rows[0].n) == (expected["hr@1"], rows[1].n)
+    assert rows[0].trainable_parameters is None
 
 
 def test_the_test_rows_come_first(tmp_path: Path) -> None:
