@@ -82,7 +82,7 @@ class ILoRARecommender(nn.Module):
         self.projector.requires_grad_(hybrid)
         self.gate = build_gate(
             adapter.gate,
-            encoder.hidden_size,
+            encoder.representation_size,
             adapter.experts,
             num_layers=self.llm.base_model.num_layers,
             num_items=encoder.num_items,

@@ -193,7 +193,7 @@ class _Machine:
 
     def put(self, pairs: Iterable[tuple[Any, Any]]) -> None:
         target = self.stack[-1]
-        if type(target) is not dict:
+        if not isinstance(target, dict):
             raise RefusalError("it sets keys of something that is no dict")
         for key, value in pairs:
             target[_hashable(key)] = value

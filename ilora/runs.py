@@ -240,7 +240,10 @@ def read_gates(model: Path, data: Path) -> GateMap:
     }
     with torch.random.fork_rng(devices=[]):  # initial values, which the stored ones replace
         gate = stored_gate(
-            config.adapter.gate, encoder.hidden_size, config.adapter.experts, parts["gate."]
+            config.adapter.gate,
+            encoder.representation_size,
+            config.adapter.experts,
+            parts["gate."],
         )
     for part, module in (("encoder.", encoder), ("gate.", gate)):
         own = parts[part]

@@ -14,6 +14,7 @@ from ilora.cli import (
     evaluate,
     quickstart,
     recommend,
+    reference,
     report,
     train,
 )
@@ -27,6 +28,7 @@ ORDER = (
     "data",
     "base-llm",
     "encoder",
+    "import",
     "train",
     "evaluate",
     "recommend",
@@ -54,6 +56,7 @@ quickstart.add_to(app)
 app.add_typer(data.app, name="data")
 app.add_typer(base_llm.app, name="base-llm")
 app.add_typer(encoder.app, name="encoder")
+app.add_typer(reference.app, name="import")
 train.add_to(app)
 evaluate.add_to(app)
 recommend.add_to(app)

@@ -135,6 +135,14 @@ def array_of_buffer(content: Any, kind: Any, shape: Any, order: Any) -> Array:
     return array
 
 
+def make_scalar(kind: Any, content: Any) -> Any:
+    """``scalar(dtype, bytes)``: a single number of numpy's, as Python has it."""
+    if type(kind) is not Type or kind.holds_objects:
+        raise RefusalError("a number is described in an unknown way")
+    (value,) = _number_array(content, kind).tolist()
+    return value
+
+
 class Texts(Built):
     """pandas' array of texts: its state is ``(dtype, ndarray)``."""
 
@@ -283,6 +291,8 @@ MAKERS: dict[tuple[str, str], Maker] = {
     ("numpy._core.multiarray", "_reconstruct"): make_array,
     ("numpy.core.numeric", "_frombuffer"): array_of_buffer,
     ("numpy._core.numeric", "_frombuffer"): array_of_buffer,
+    ("numpy.core.multiarray", "scalar"): make_scalar,
+    ("numpy._core.multiarray", "scalar"): make_scalar,
     ("builtins", "slice"): make_slice,
     ("__builtin__", "slice"): make_slice,
     ("_codecs", "encode"): make_bytes,

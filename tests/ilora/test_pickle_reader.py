@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ilora.data.pandas_frames import read_frame
+from ilora.data.pandas_frames import make_bytes, read_frame
 from ilora.errors import InputError
 from ilora.pickle_reader import MOST_BYTES, Built, RefusalError, no_call, read_pickle
 from tests.ilora.pickle_writer import Made, Named, Outside, frame, written
@@ -37,7 +37,9 @@ class Box(Built):
 
 
 def allow(module: str, name: str) -> Any:
-    return {("box", "Box"): Box, ("box", "Type"): no_call}.get((module, name))
+    makers = {("box", "Box"): Box, ("box", "Type"): no_call}
+    makers["_codecs", "encode"] = make_bytes  # how protocol 2 writes bytes
+    return makers.get((module, name))
 
 
 def read(data: bytes) -> Any:
@@ -65,8 +67,6 @@ def alarm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("value", PLAIN, ids=lambda value: type(value).__name__)
 def test_plain_values_are_what_python_reads(value: Any, protocol: int) -> None:
-    if protocol == 2 and isinstance(value, bytes):
-        pytest.skip("protocol 2 calls a function for bytes")
     assert read(pickle.dumps(value, protocol)) == value
 
 

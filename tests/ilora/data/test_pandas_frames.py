@@ -78,6 +78,20 @@ BROKEN = {
     "no manager": ("_mgr", "_other"),
     "a name among the cells": ([1], Named("numpy", "ndarray")),
     "an array among the cells": ([1], Made(Named("numpy", "dtype"), ("i8",))),
+    "a number that is an object": (
+        [1],
+        Made(
+            Named("numpy.core.multiarray", "scalar"),
+            (Made(Named("numpy", "dtype"), ("O8",)), [1]),
+        ),
+    ),
+    "a number of too many bytes": (
+        [1],
+        Made(
+            Named("numpy.core.multiarray", "scalar"),
+            (Made(Named("numpy", "dtype"), ("i8",)), bytes(16)),
+        ),
+    ),
     "two columns of one name": ("next", "seq"),
     "a column without a name": ("next", 7),
     "another class of array": (Named("numpy", "ndarray"), Named("numpy", "dtype")),
@@ -106,6 +120,15 @@ def test_arrays_of_numpy_itself_are_read_in_either_order(tmp_path: Path) -> None
         block = value.state["_mgr"].arguments[0][0]
         block.arguments = (array, *block.arguments[1:])
         assert read(value, tmp_path) == {"a": array[0].tolist(), "b": array[1].tolist()}
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_numbers_of_numpys_among_the_cells_are_numbers(protocol: int, tmp_path: Path) -> None:
+    cells = [[np.int64(3), np.float32(0.5)], [True]]
+    (tmp_path / "x.df").write_bytes(written(frame({"a": cells}), protocol))
+    found = read_frame(tmp_path / "x.df")["a"]
+    assert found == [[3, 0.5], [True]]
+    assert [type(value) for value in found[0]] == [int, float]
 
 
 @pytest.mark.parametrize("value", [3, [1], {"a": [1]}, "text", None])
