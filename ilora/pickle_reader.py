@@ -21,8 +21,13 @@ from typing import Any, ClassVar
 
 from ilora.errors import InputError
 
-MOST_BYTES = 1 << 26  # an empty list is one byte in the file and about 70 in memory
+MOST_BYTES = 1 << 26
+# Lists, tuples, dicts, marks and memo entries are a byte or two in the file and about 100 in memory.
+MOST_OBJECTS = 20_000_000
+COST_OF_A_SET = 4  # of which the smallest takes 216 bytes
 LONGEST_NAME = 500
+LONGEST_INTEGER = 1024  # bytes
+LONGEST_KEY = 8  # values of a tuple: its hash is worked out at every use
 PLAIN = (str, int, float, bool, bytes, type(None))
 # What a maker or a `build` raises where the values in the file are not those it knows.
 MISFITS = (TypeError, ValueError, AttributeError, LookupError, OverflowError)
@@ -119,6 +124,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []  # stacks below the open marks
         self.memo: dict[int, Any] = {}
+        self.left = MOST_OBJECTS
         self.built: dict[int, Built] = {}  # objects that have their state, by id
 
     def run(self) -> Any:
@@ -142,6 +148,15 @@ class _Machine:
             raise RefusalError("it is cut off or not a pickle") from None
 
     # What opcodes are made of.
+
+    def spend(self, cost: int = 1) -> None:
+        self.left -= cost
+        if self.left < 0:
+            raise RefusalError(f"it describes more than {MOST_OBJECTS:,} objects")
+
+    def push_new(self, value: Any, cost: int = 1) -> None:
+        self.spend(cost)
+        self.stack.append(value)
 
     def take(self, size: int) -> bytes:
         """The next ``size`` bytes, if the file has so many."""
@@ -171,6 +186,7 @@ class _Machine:
         return above
 
     def remember(self, index: int) -> None:
+        self.spend()
         self.memo[index] = self.stack[-1]
 
     def name(self, module: Any, name: Any) -> None:
@@ -221,7 +237,10 @@ class _Machine:
         self.above_mark()
 
     def long(self, form: str) -> None:
-        self.push(int.from_bytes(self.take(self.number(form)), "little", signed=True))
+        content = self.take(self.number(form))
+        if len(content) > LONGEST_INTEGER:
+            raise RefusalError("an integer has thousands of digits")
+        self.push(int.from_bytes(content, "little", signed=True))
 
     def text(self, form: str) -> None:
         self.push(self.take(self.number(form)).decode("utf-8", "surrogatepass"))
@@ -263,12 +282,14 @@ class _Machine:
         target.update(map(_hashable, values))
 
     def tuple_of(self, size: int) -> None:
+        self.spend()
         values = tuple(self.stack[-size:])
         if len(values) < size:
             raise RefusalError("a tuple has too few values")
         self.stack[-size:] = [values]
 
     def mark(self) -> None:
+        self.spend()
         self.outer.append(self.stack)
         self.stack = []
 
@@ -296,7 +317,7 @@ def _pairs(flat: list[Any]) -> list[tuple[Any, Any]]:
 def _hashable(key: Any) -> Any:
     """Keys are plain or tuples of plain values: hashing what is nested deeply would overflow."""
     flat = key if type(key) is tuple else (key,)
-    if any(type(part) not in PLAIN for part in flat):
+    if len(flat) > LONGEST_KEY or any(type(part) not in PLAIN for part in flat):
         raise RefusalError("a key is neither text nor a number")
     return key
 
@@ -329,7 +350,7 @@ _Machine.opcodes.update(
         ord("C"): lambda m: m.push(m.take(m.number("<B"))),
         0x8E: lambda m: m.push(m.take(m.number("<Q"))),
         0x96: lambda m: m.push(m.take(m.number("<Q"))),  # a bytearray, which nobody changes here
-        ord("]"): lambda m: m.push([]),
+        ord("]"): lambda m: m.push_new([]),
         ord("a"): _Machine.append,
         ord("e"): lambda m: m.extend(m.above_mark()),
         ord("l"): lambda m: m.push(m.above_mark()),
@@ -338,11 +359,11 @@ _Machine.opcodes.update(
         0x85: lambda m: m.tuple_of(1),
         0x86: lambda m: m.tuple_of(2),
         0x87: lambda m: m.tuple_of(3),
-        ord("}"): lambda m: m.push({}),
+        ord("}"): lambda m: m.push_new({}),
         ord("d"): _Machine.dictionary,
         ord("s"): _Machine.set_item,
         ord("u"): _Machine.set_items,
-        0x8F: lambda m: m.push(set()),
+        0x8F: lambda m: m.push_new(set(), COST_OF_A_SET),
         0x90: _Machine.add_items,
         ord("h"): lambda m: m.push(m.memo[m.take(1)[0]]),
         ord("j"): lambda m: m.push(m.memo[m.number("<I")]),

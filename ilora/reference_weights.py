@@ -19,7 +19,7 @@ from torch import Tensor
 from ilora.errors import InputError
 from ilora.torch_checkpoints import Checkpoint, StoredTensor
 
-How = Literal["mapped", "renamed", "reshaped", "changed", "skipped", "absent"]
+How = Literal["mapped", "renamed", "reshaped", "skipped", "absent"]
 NameMap = Callable[[str], "str | None"]
 
 

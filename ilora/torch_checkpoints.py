@@ -41,6 +41,7 @@ REMEDY = "take the file from the people who trained it, or save its state_dict a
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 ODD_ARCHIVE = (RuntimeError, ValueError)  # what zipfile makes of encryption and of bad names
 DEEPEST = 20  # modules within modules
+MOST_MODULES = 10_000
 
 STORAGES = {
     "DoubleStorage": torch.float64,
@@ -185,7 +186,7 @@ def _checkpoint(path: Path, value: Any) -> Checkpoint:
         settings = dict(found) if isinstance(found, dict) else {}
         value = value["state_dict"]
     if isinstance(value, Shell):
-        return Checkpoint(path, dict(_tensors_of(value, "", DEEPEST)), value, settings)
+        return Checkpoint(path, _tensors_of(value), value, settings)
     if isinstance(value, dict):
         tensors = {
             name: tensor.check()
@@ -200,19 +201,25 @@ def _checkpoint(path: Path, value: Any) -> Checkpoint:
     )
 
 
-def _tensors_of(module: Shell, prefix: str, depth: int) -> Iterator[tuple[str, StoredTensor]]:
-    """Parameters and buffers by the names that a state dict would have."""
-    if not depth:
-        raise RefusalError("modules are nested too deeply")
-    for place in ("_parameters", "_buffers"):
-        found = module.state.get(place)
-        for name, tensor in found.items() if isinstance(found, dict) else ():
-            if isinstance(tensor, StoredTensor):
-                yield f"{prefix}{name}", tensor.check()
-    inner = module.state.get("_modules")
-    for name, part in inner.items() if isinstance(inner, dict) else ():
-        if isinstance(part, Shell):
-            yield from _tensors_of(part, f"{prefix}{name}.", depth - 1)
+def _tensors_of(root: Shell) -> dict[str, StoredTensor]:
+    """Parameters and buffers by the names, and in the order, that a state dict would have."""
+    tensors: dict[str, StoredTensor] = {}
+    waiting = [("", root)]
+    for _ in range(MOST_MODULES):
+        if not waiting:
+            return tensors
+        prefix, module = waiting.pop()
+        if prefix.count(".") > DEEPEST:
+            raise RefusalError("modules are nested too deeply")
+        for place in ("_parameters", "_buffers"):
+            found = module.state.get(place)
+            for name, tensor in found.items() if isinstance(found, dict) else ():
+                if isinstance(tensor, StoredTensor):
+                    tensors[f"{prefix}{name}"] = tensor.check()
+        inner = module.state.get("_modules")
+        parts = list(inner.items()) if isinstance(inner, dict) else []
+        waiting += [(f"{prefix}{n}.", part) for n, part in parts[::-1] if isinstance(part, Shell)]
+    raise RefusalError(f"it has more than {MOST_MODULES:,} modules")
 
 
 def _read_zip(path: Path) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from ilora import pickle_reader
 from ilora.data.pandas_frames import make_bytes, read_frame
 from ilora.errors import InputError
 from ilora.pickle_reader import MOST_BYTES, Built, RefusalError, no_call, read_pickle
@@ -194,6 +195,8 @@ OPCODES = {
     "ADDITEMS to a list": b"\x80\x04](K\x01\x90.",
     "a list as a key": b"\x80\x04}]K\x01s.",
     "a key without a value": b"\x80\x04}(K\x01u.",
+    "a long tuple as a key": b"\x80\x04}(" + b"N" * 9 + b"tK\x01s.",
+    "an integer of a million digits": b"\x80\x04\x8b\x00\x00\x08\x00" + b"\x01" * (1 << 19) + b".",
     "nested tuples as a key": b"\x80\x04})" + b"\x85" * 100_000 + b"K\x01s.",
     "an unknown opcode": b"\x80\x04\xff.",
     "protocol 77": b"\x80\x4dN.",
@@ -248,6 +251,18 @@ def test_a_size_of_eight_bytes_is_refused_before_memory_is_taken(code: bytes, si
 def test_an_integer_of_an_impossible_length_is_refused(size: int) -> None:
     with pytest.raises(InputError, match="longer than the rest"):
         read(b"\x80\x04\x8b" + struct.pack("<i", size) + b"a.")
+
+
+@pytest.mark.parametrize("opcodes", [b"]", b"}", b"(", b"\x8f", b"\x94", b"NN\x86"])
+def test_more_objects_than_any_sound_file_has_are_refused(
+    opcodes: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pickle_reader, "MOST_OBJECTS", 1000)
+    few, many = (b"\x80\x04N" + opcodes * times for times in (100, 1001))
+    with pytest.raises(InputError, match=r"not a sound pickle|cut off"):
+        read(few)
+    with pytest.raises(InputError, match="more than 1,000 objects"):
+        read(many + b".")
 
 
 def test_a_file_larger_than_the_limit_is_refused_unread(tmp_path: Path) -> None:

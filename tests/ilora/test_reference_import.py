@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from ilora.cli import app
 from ilora.encoders import load_encoder, pad_histories, read_encoder_config
 from ilora.errors import InputError
-from ilora.model_folder import load_model
+from ilora.model_folder import load_model, save_model
 from ilora.reference_import import import_reference
+from ilora.training import build_recommender
 from tests.ilora.published_code import GRU, Caser, Router, SASRec, lightning
 from tests.ilora.tiny_world import World
 
@@ -215,6 +216,21 @@ def test_everything_of_a_checkpoint_that_was_saved_whole_is_accounted_for(
     text = " ".join(line for _, line in imported.table())
     assert "layers.N.self_attn.q_proj.lora_A" in text
     assert ": 2 tensors" in text
+
+
+def test_a_caser_whose_vectors_are_wider_than_its_items_serves_gate_and_projector(
+    world: World, tmp_path: Path
+) -> None:
+    torch.save(recommender(world, Caser), tmp_path / "rec.pt")
+    import_reference(tmp_path / "rec.pt", tmp_path / "caser", data=world.folder.path)
+    settings = world.settings({"encoder": str(tmp_path / "caser")})
+    model, config = build_recommender(settings, world.folder, torch.device("cpu"))
+    histories = pad_histories([[1, 2, 3]], world.folder.window, len(world.folder.catalog))
+    assert model.gates(histories).shape == (1, 4)
+    assert model.projector[0].in_features == 64
+    save_model(tmp_path / "model", model, config, world.folder.catalog)
+    loaded, _, _ = load_model(tmp_path / "model", device="cpu")
+    assert torch.equal(loaded.gates(histories), model.eval().gates(histories))
 
 
 def changed(state: dict[str, Tensor], name: str, value: Tensor | None) -> dict[str, Tensor]:

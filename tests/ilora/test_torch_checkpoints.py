@@ -207,6 +207,17 @@ def test_modules_within_modules_without_end_are_refused(tmp_path: Path) -> None:
         read(path)
 
 
+def test_modules_that_hold_the_same_modules_a_thousand_times_over_are_refused(
+    tmp_path: Path,
+) -> None:
+    shell = Made(Named("x", "SASRec"), (), {"_parameters": {"a": tensor()}})
+    for _ in range(10):  # 100 ** 10 paths through a small file
+        shell = Made(Named("x", "SASRec"), (), {"_modules": {str(n): shell for n in range(100)}})
+    path = archive(shell, tmp_path / "x.pt", {"0": bytes(16)})
+    with pytest.raises(InputError, match="more than 10,000 modules"):
+        read(path)
+
+
 def test_a_compressed_entry_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     zeros = {"0": bytes(1 << 20)}
     path = archive({"a": tensor()}, tmp_path / "x.pt", zeros, compress_type=zipfile.ZIP_DEFLATED)
