@@ -149,7 +149,7 @@ def draw_gates(gates: GateMap, file: Path, *, title: str = "Who gets which exper
         image = top.imshow(weights, aspect="auto", interpolation="none", extent=extent, **scale)
         top.set_title(f"{title}: one column a user")
         _draw_means(bottom, blocks, edges, scale)
-        bottom.set_title("Mean of each group" if gates.groups is not None else "Mean")
+        bottom.set_title("Mean" if gates.groups is None else f"Mean of each {gates.kind}")
         for axis in (top, bottom):
             axis.set_yticks(range(gates.num_experts), range(1, gates.num_experts + 1))
             axis.set_ylabel("expert")
