@@ -116,7 +116,7 @@ def gradients(
     out: OutsideOption = None,
     by: ByOption = "clusters",
     clusters: ClustersOption = 8,
-    users: Annotated[int, typer.Option(help="At most so many users of each cluster.")] = 32,
+    users: Annotated[int, typer.Option(help="At most so many users of each cluster.")] = 128,
     batch_size: Annotated[int, typer.Option(help="Prompts at once.")] = 8,
     split: SplitOption = "train",
     min_history: HistoryOption = 3,
@@ -209,10 +209,12 @@ def _print_similarity(found: Any) -> None:
 
     from ilora.tables import print_pairs
 
-    between = found.cosine[~np.eye(len(found.cosine), dtype=bool)]
+    apart = ~np.eye(len(found.cosine), dtype=bool)
+    between, halves, own = found.cosine[apart], found.halves[apart], found.halves.diagonal()
     pairs = [
         (f"between {found.kind}s", f"mean {between.mean():.3f}, lowest {between.min():.3f}"),
-        (f"between the halves of a {found.kind}", f"mean {found.halves.mean():.3f}"),
+        (f"between halves of two {found.kind}s", f"mean {halves.mean():.3f}"),
+        (f"between the halves of one {found.kind}", f"mean {own.mean():.3f}"),
         (f"{found.kind}s", f"{len(found.users)} of {min(found.users)} to {max(found.users)} users"),
     ]
     print_pairs(pairs, title="Cosine of gradients of the low-rank parameters")

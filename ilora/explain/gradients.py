@@ -2,9 +2,10 @@
 
 The motivation of the paper (its figure 1): users are clustered, the gradient of the low-rank
 parameters is taken on each cluster alone, and the cosines between these gradients say which
-clusters help one another and which are in each other's way. A cosine between few users is noisy;
-so each cluster is also cut into two halves at random, and the cosine between the gradients of its
-own halves says how much agreement the noise leaves to be seen.
+clusters help one another and which are in each other's way. A gradient of few users is noisy, and
+noise makes every cosine small. So each cluster is also cut into two halves at random, and the
+cosines between halves are compared: of two clusters with those of one cluster with itself, which
+have the same noise and no conflict.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ class Similarity:
     """Cosines between the gradients of clusters of users.
 
     Attributes:
-        cosine: ``[clusters, clusters]``, symmetric, 1 on the diagonal.
-        halves: ``[clusters]``: between the gradients of a cluster's two halves.
+        cosine: ``[clusters, clusters]``, symmetric, 1 on the diagonal: of whole clusters.
+        halves: the same of half clusters: the mean over the four pairs of halves of two clusters,
+            and on the diagonal the cosine between the two halves of one.
         users: ``[clusters]``: how many users each gradient was taken on.
         kind: what the users were sorted by: ``cluster`` or ``group``.
         labels: the name of each.
@@ -54,7 +56,7 @@ def gradient_similarity(
     *,
     split: Split = "train",
     min_history: int = 3,
-    users: int = 32,
+    users: int = 128,
     batch_size: int = 8,
     seed: int = 0,
     bar: Callable[[Sequence[list[int]]], Iterable[list[int]]] = iter,
@@ -96,10 +98,12 @@ def gradient_similarity(
     collator = Collator(model.tokenizer, len(folder.catalog), folder.window, "left")
     gradients = [summed_gradient(model, rows, half, collator, batch_size) for half in bar(halves)]
     first, second = torch.stack(gradients[::2]), torch.stack(gradients[1::2])
-    whole = _units(first + second)
+    whole, one, two = _units(first + second), _units(first), _units(second)
+    between = (one + two) @ (one + two).T / 4
+    between.diagonal().copy_((one * two).sum(1))
     return Similarity(
         cosine=(whole @ whole.T).clamp(-1, 1).numpy(),
-        halves=(_units(first) * _units(second)).sum(1).clamp(-1, 1).numpy(),
+        halves=between.clamp(-1, 1).numpy(),
         users=tuple(len(a) + len(b) for a, b in zip(halves[::2], halves[1::2], strict=True)),
         kind=kind,
         labels=names,
@@ -137,12 +141,15 @@ def summed_gradient(
 
 
 def explain_gradients(similarity: Similarity, out: Path) -> None:
-    """Write ``gradients.png`` and ``gradients.csv``: a line a cluster, its cosines with all of them."""
+    """Write ``gradients.png`` and ``gradients.csv``: a line a cluster, its cosines with all of them.
+
+    Columns ``whole_…`` are those of whole clusters, ``half_…`` those of halves.
+    """
     kind, labels = similarity.kind, similarity.labels
-    header = [kind, "users", "between_its_halves", *(f"{kind}_{label}" for label in labels)]
+    header = [kind, "users", *(f"{part}_{label}" for part in ("whole", "half") for label in labels)]
+    both = np.concatenate([similarity.cosine, similarity.halves], axis=1)
     lines = (
-        [label, similarity.users[at], f"{similarity.halves[at]:.6f}"]
-        + [f"{value:.6f}" for value in similarity.cosine[at]]
+        [label, similarity.users[at], *(f"{value:.6f}" for value in both[at])]
         for at, label in enumerate(labels)
     )
     write_csv(out / "gradients.csv", header, lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -53,29 +54,33 @@ def _draw_usage_per_layer(mean: FloatArray, file: Path) -> None:
 def draw_similarity(
     cosine: FloatArray, halves: FloatArray, names: Sequence[str], file: Path
 ) -> None:
-    """Cosines ``[n, n]`` as a heat map from -1 to 1; the diagonal shows those between halves."""
-    shown = cosine.copy()
-    np.fill_diagonal(shown, halves)
-    size = 2.6 + 0.72 * len(names)
+    """Cosines ``[n, n]`` as heat maps from -1 to 1: of whole clusters, and of their halves."""
+    size = 2.4 + 0.66 * len(names)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(size + 1.4, size), layout="constrained")
-        axis = figure.subplots()
-        image = axis.imshow(shown, cmap="PuOr", vmin=-1, vmax=1, interpolation="none")
-        for (row, column), value in np.ndenumerate(shown):
-            own = row == column
-            axis.text(
-                column,
-                row,
-                f"{value:.2f}",
-                ha="center",
-                va="center",
-                fontsize=9,
-                fontweight="bold" if own else "normal",
-                color="white" if abs(value) > 0.6 else "black",
-            )
-        axis.set_xticks(range(len(names)), names, fontsize=8, rotation=90)
-        axis.set_yticks(range(len(names)), names, fontsize=8)
-        axis.tick_params(length=0)
-        axis.set_title("Cosine of gradients\n(bold: between two halves of one)")
-        figure.colorbar(image, ax=axis, shrink=0.8)
+        figure = Figure(figsize=(2 * size + 0.8, size), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        image = _draw_cosines(left, cosine, names)
+        _draw_cosines(right, halves, names)
+        left.set_title("Cosine of gradients")
+        left.set_yticks(range(len(names)), names, fontsize=8)
+        right.set_title("Between halves\n(bold: of one and the same)")
+        figure.colorbar(image, ax=[left, right], shrink=0.8)
         save_picture(figure, file)
+
+
+def _draw_cosines(axis: Any, cosine: FloatArray, names: Sequence[str]) -> Any:
+    image = axis.imshow(cosine, cmap="PuOr", vmin=-1, vmax=1, interpolation="none")
+    for (row, column), value in np.ndenumerate(cosine):
+        axis.text(
+            column,
+            row,
+            f"{value:.2f}",
+            ha="center",
+            va="center",
+            fontsize=9,
+            fontweight="bold" if row == column else "normal",
+            color="white" if abs(value) > 0.6 else "black",
+        )
+    axis.set_xticks(range(len(names)), names, fontsize=8, rotation=90)
+    axis.tick_params(length=0)
+    return image

@@ -394,7 +394,7 @@ def test_baselines_and_explanations_the_way_a_user_types_them(tmp_path: Path, wo
     assert "of 8" in do("explain", "usage", "--model", runs / "ilora", *whose).stdout
     short = ("--clusters", 2, "--users", 3)
     told = do("explain", "gradients", "--model", runs / "lora", "--data", data, *short)
-    assert "between the halves of a cluster" in told.stdout
+    assert "between the halves of one cluster" in told.stdout
     assert "note" not in told.stderr
     words = ("--by", "groups", "--users", 2, "--out", tmp_path / "elsewhere")
     told = do("explain", "gradients", "--model", runs / "ilora", "--data", data, *words)

@@ -72,7 +72,25 @@ def test_cosines_are_those_of_the_clusters_gradients(world: World, model: ILoRAR
     np.testing.assert_allclose(found.cosine, found.cosine.T)
     np.testing.assert_allclose(np.diag(found.cosine), 1)
     assert found.users == tuple(len(part) for part in parts)
-    assert all(-1 <= half < 1 for half in found.halves)
+    np.testing.assert_allclose(found.halves, found.halves.T)
+    assert all(-1 <= half < 1 for half in found.halves.diagonal())
+
+
+def test_halves_of_two_clusters_are_compared_pair_by_pair(
+    world: World, model: ILoRARecommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = iter([[1.0, 0.0], [3.0, 4.0], [0.0, 2.0], [0.0, 1.0]])  # two halves of each cluster
+    monkeypatch.setattr(
+        "ilora.explain.gradients.summed_gradient",
+        lambda *_: torch.tensor(next(told), dtype=torch.float64),
+    )
+
+    def halves(rows: list[Row]) -> tuple[str, tuple[int, ...]]:
+        return "cluster", tuple(number % 2 for number in range(len(rows)))
+
+    found = gradient_similarity(model, world.folder, halves)
+    np.testing.assert_allclose(found.halves, [[0.6, 0.4], [0.4, 1.0]])  # (0 + 0 + .8 + .8) / 4
+    np.testing.assert_allclose(found.cosine[0, 1], 4 / 32**0.5)
 
 
 def test_one_seed_draws_the_same_users_and_halves(world: World, model: ILoRARecommender) -> None:
@@ -118,11 +136,14 @@ def test_a_cluster_of_one_has_no_halves(world: World, model: ILoRARecommender) -
 
 
 def test_the_table_has_a_line_a_cluster_and_the_picture_is_drawn(tmp_path: Path) -> None:
-    cosine = np.array([[1.0, -0.25], [-0.25, 1.0]])
-    explain_gradients(
-        Similarity(cosine, np.array([0.5, 0.75]), (3, 4), "cluster", (0, 1)), tmp_path
-    )
+    cosine, halves = np.array([[1.0, -0.25], [-0.25, 1.0]]), np.array([[0.5, 0.1], [0.1, 0.75]])
+    explain_gradients(Similarity(cosine, halves, (3, 4), "cluster", (0, 1)), tmp_path)
     first, second = table(tmp_path / "gradients.csv")
-    assert (first["users"], first["between_its_halves"]) == ("3", "0.500000")
-    assert (first["cluster_1"], second["cluster_0"]) == ("-0.250000", "-0.250000")
+    assert (first["cluster"], first["users"], second["users"]) == ("0", "3", "4")
+    assert (first["whole_1"], second["whole_0"]) == ("-0.250000", "-0.250000")
+    assert (first["half_0"], first["half_1"], second["half_1"]) == (
+        "0.500000",
+        "0.100000",
+        "0.750000",
+    )
     assert (tmp_path / "gradients.png").read_bytes().startswith(PNG)
