@@ -18,12 +18,13 @@ import torch
 from ilora.config import read_settings
 from ilora.data.folder import DataFolder
 from ilora.data.sequences import Split
+from ilora.encoders import SequenceEncoder
 from ilora.encoders.storage import WEIGHTS_FILE as ENCODER_WEIGHTS
 from ilora.errors import InputError
 from ilora.evaluation.popularity import popularity_metrics
-from ilora.gate import stored_gate
+from ilora.gate import Gate, stored_gate
 from ilora.gate_map import GateMap, gate_map
-from ilora.model_folder import WEIGHTS_FILE, read_model_config
+from ilora.model_folder import WEIGHTS_FILE, ModelConfig, read_model_config
 from ilora.plots import Curve
 from ilora.report import ReportRow
 from ilora.run_folder import LOG_FILE, SETTINGS_FILE, loss_curve
@@ -228,10 +229,17 @@ def read_gates(model: Path, data: Path) -> GateMap:
     Raises:
         InputError: the model or the data is not there or not sound, or the data is another.
     """
+    return gate_map(*load_gate(model, DataFolder.open(data)))
+
+
+def load_gate(model: Path, folder: DataFolder) -> tuple[SequenceEncoder, Gate, DataFolder]:
+    """Encoder and gate of a saved model, in eval mode, without its language model; and the data.
+
+    Raises:
+        InputError: the model is not there or not sound, or was trained on other data.
+    """
     config = read_model_config(model)
-    folder = DataFolder.open(data)
-    if folder.sha256 != config.data.sha256:
-        raise InputError(f"data: {data} is not what {model} was trained on; restore it")
+    require_same_data(model, config, folder)
     encoder = config.encoder.build()
     state = read_tensors(model / WEIGHTS_FILE)
     parts = {
@@ -246,10 +254,15 @@ def read_gates(model: Path, data: Path) -> GateMap:
             parts["gate."],
         )
     for part, module in (("encoder.", encoder), ("gate.", gate)):
-        own = parts[part]
-        require_same_tensors(model / WEIGHTS_FILE, own, module.state_dict())
-        module.load_state_dict(own)
-    return gate_map(encoder.eval(), gate.eval(), folder)
+        require_same_tensors(model / WEIGHTS_FILE, parts[part], module.state_dict())
+        module.load_state_dict(parts[part])
+    return encoder.eval(), gate.eval(), folder
+
+
+def require_same_data(model: Path, config: ModelConfig, folder: DataFolder) -> None:
+    """Raise `InputError` for data that a model was not trained on."""
+    if folder.sha256 != config.data.sha256:
+        raise InputError(f"data: {folder.path} is not what {model} was trained on; restore it")
 
 
 def _what_differs(measured: Sequence[Measured]) -> list[str]:

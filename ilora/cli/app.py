@@ -12,6 +12,7 @@ from ilora.cli import (
     doctor,
     encoder,
     evaluate,
+    explain,
     quickstart,
     recommend,
     reference,
@@ -33,6 +34,7 @@ ORDER = (
     "evaluate",
     "recommend",
     "report",
+    "explain",
 )
 
 
@@ -61,6 +63,7 @@ train.add_to(app)
 evaluate.add_to(app)
 recommend.add_to(app)
 report.add_to(app)
+app.add_typer(explain.app, name="explain")
 
 
 def _print_version(wanted: bool) -> None:

@@ -25,6 +25,7 @@ from ilora.cli import app
 from ilora.cli.assignments import parse_assignments
 from ilora.cli.failures import explain
 from ilora.config import AdapterSettings, TrainingSettings
+from ilora.data.synthetic import build_synthetic
 from ilora.encoders import EncoderTraining
 from ilora.errors import InputError
 from tests.ilora.tiny_world import World
@@ -86,6 +87,9 @@ def test_all_commands_of_the_contract_are_there() -> None:
         "evaluate",
         "recommend",
         "report",
+        "explain gates",
+        "explain usage",
+        "explain gradients",
     }
 
 
@@ -158,6 +162,13 @@ def test_an_unknown_option_is_a_usage_error() -> None:
         ("evaluate --data {data} --model m --split train", "only val and test"),
         ("recommend --model {tmp}/model.pt --history 1", "pickle"),
         ("report {tmp}", "holds no training run"),
+        ("report {encoder} --data {tmp}/none", "is not a folder"),
+        ("train --out {tmp}/o --data d --llm l --encoder e --gate x", "'x'; choose one of linear"),
+        ("explain gates --data {data} --model {tmp}/none", "is not a folder"),
+        ("explain usage --data {data} --model {tmp}", "config.yaml is missing"),
+        ("explain usage --data {data} --model m --split all", "split is 'all'"),
+        ("explain gradients --data {data} --model m --split all", "split is 'all'"),
+        ("explain gradients --data {tmp}/none --model m", "is not a folder"),
         ("report {tmp}/none", "is not a folder"),
     ],
 )
@@ -368,6 +379,51 @@ def test_the_whole_way_from_data_to_report(tmp_path: Path) -> None:
         assert name in text
     assert "sasrec (test-encoder)" in text
     assert "different numbers of rows" in reported.stderr
+
+
+def test_baselines_and_explanations_the_way_a_user_types_them(tmp_path: Path, world: World) -> None:
+    def do(*words: object) -> Any:
+        result = run(*words)
+        assert result.exit_code == 0, result.output
+        return result
+
+    data, runs = world.folder.path, tmp_path / "runs"
+    inputs = ("--data", data, "--llm", world.llm, "--encoder", world.encoder)
+    budget = ["--max-steps", "1", "--batch-size", "4", "--set", "training.evaluations=0"]
+    chosen = ("--gate", "per-layer", "--rank", 16, "--experts", 8)
+    do("train", *inputs, "--out", runs / "ilora", *chosen, *budget)
+    file = runs / "ilora" / "settings.yaml"
+    for method in ("lora", "none"):
+        do("train", "--config", file, "--method", method, "--out", runs / method)
+    do("evaluate", "--model", runs / "none", "--data", data, "--max-rows", 2)
+    do("report", runs, "--data", data, "--out", tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| popularity (test) |" in text
+    assert "| none (test-free-first-2) |" in text
+
+    whose = ("--data", data, "--split", "train")
+    do("explain", "gates", "--model", runs / "ilora", *whose, "--clusters", 3)
+    assert "of 8" in do("explain", "usage", "--model", runs / "ilora", *whose).stdout
+    short = ("--clusters", 2, "--users", 3)
+    told = do("explain", "gradients", "--model", runs / "lora", "--data", data, *short)
+    assert "between the halves of one cluster" in told.stdout
+    assert "note" not in told.stderr
+    words = ("--by", "groups", "--users", 2, "--out", tmp_path / "elsewhere")
+    told = do("explain", "gradients", "--model", runs / "ilora", "--data", data, *words)
+    assert "has 8 experts" in told.stderr
+    made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("explain/*")}
+    pairs = {("ilora", "gates"), ("ilora", "usage"), ("lora", "gradients")}
+    endings = ("png", "csv")
+    assert made == {f"runs/{run}/explain/{name}.{end}" for run, name in pairs for end in endings}
+    assert {p.name for p in (tmp_path / "elsewhere").iterdir()} == {
+        "gradients.png",
+        "gradients.csv",
+    }
+    refused = refusal("explain", "usage", "--model", runs / "lora", "--data", data)
+    assert "one expert" in refused
+    other = build_synthetic(tmp_path / "other", num_users=60, num_items=28, lengths=(5, 7), seed=9)
+    refused = refusal("explain", "gates", "--model", runs / "ilora", "--data", other.path)
+    assert "is not what" in refused
 
 
 def stated_defaults(*command: str) -> dict[str, float]:

@@ -627,3 +627,16 @@ def test_a_loaded_adapter_knows_that_its_gates_are_per_layer(tmp_path: Path, ids
     loaded = PeftModel.from_pretrained(llama(), tmp_path).eval()
     gates = (3 * torch.randn(B, loaded.base_model.num_layers, K)).softmax(-1)
     assert torch.equal(loaded(ids, gates=gates).logits, model(ids, gates=gates).logits)
+
+
+def test_a_compiled_model_takes_gates_per_layer_without_a_break(ids: Tensor) -> None:
+    torch._dynamo.reset()
+    model = adapted(llama(num_hidden_layers=1), gates_per_layer=True)
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model.base_model.model, backend=counter, fullgraph=True)
+    gates = (3 * torch.randn(B, model.base_model.num_layers, K)).softmax(-1)
+    for mixture in (gates, gates.flip(1)):
+        expected = model(ids, gates=mixture, use_cache=False).logits
+        with model.base_model.gates.set(mixture, per_layer=True):
+            torch.testing.assert_close(compiled(input_ids=ids, use_cache=False).logits, expected)
+    assert counter.frame_count == 1
