@@ -67,6 +67,7 @@ class ModelConfig(Settings):
     llm_fingerprint: str
     dtype: Literal["float32", "bfloat16"] = Field(description="of the frozen language model")
     hybrid: bool = Field(description="whether prompts hold item embeddings beside the titles")
+    placeholders: bool = Field(True, description="False: prompts are of titles alone")
     adapter: AdapterSettings
     encoder: EncoderConfig
     data: DataRecord
@@ -179,6 +180,7 @@ def load_model(
             config.encoder.build(),
             config.adapter,
             hybrid=config.hybrid,
+            placeholders=config.placeholders,
         )
     load_weights(path, model)
     return model.eval(), config, catalog

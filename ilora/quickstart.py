@@ -22,12 +22,12 @@ from rich.console import Console
 from ilora.base_llm import build_base_llm
 from ilora.config import RunSettings, read_settings
 from ilora.data.folder import DataFolder
-from ilora.data.popularity import item_counts, popularity_scores
 from ilora.data.synthetic import build_synthetic
 from ilora.encoders import EncoderTraining, load_encoder, train_encoder
 from ilora.errors import InputError
 from ilora.evaluation.evaluate import evaluate
 from ilora.evaluation.metrics import ranking_metrics, ranks_of_target
+from ilora.evaluation.popularity import popularity_metrics
 from ilora.gate_map import gate_map
 from ilora.model import ILoRARecommender
 from ilora.report import ReportRow, print_table, write_report
@@ -155,19 +155,13 @@ def _random(folder: DataFolder, seed: int) -> ReportRow:
     """Guessing: every candidate equally likely, so ranks are drawn evenly."""
     rows = folder.ranked_rows("test", MIN_HISTORY)
     scores = np.random.default_rng(seed).random((len(rows), folder.num_candidates))
-    return _ranking_row("random", scores, rows, seed)
+    places = [candidates.index(row.target) for row, candidates in rows]
+    return _ranker("random", ranking_metrics(ranks_of_target(scores, places), seed=seed))
 
 
 def _popularity(folder: DataFolder, seed: int) -> ReportRow:
-    rows = folder.ranked_rows("test", MIN_HISTORY)
-    scores = popularity_scores(item_counts(folder), [candidates for _, candidates in rows])
-    return _ranking_row("popularity", scores, rows, seed)
-
-
-def _ranking_row(name: str, scores: np.ndarray, rows: list[Any], seed: int) -> ReportRow:
-    places = [candidates.index(row.target) for row, candidates in rows]
-    metrics = ranking_metrics(ranks_of_target(scores, places), seed=seed)
-    return _ranker(name, metrics)
+    metrics = popularity_metrics(folder, "test", min_history=MIN_HISTORY, seed=seed)
+    return _ranker("popularity", metrics)
 
 
 def _ranker(name: str, metrics: dict[str, Any], **training: Any) -> ReportRow:

@@ -13,20 +13,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ilora.config import read_settings
 from ilora.data.folder import DataFolder
+from ilora.data.sequences import Split
+from ilora.encoders import SequenceEncoder
 from ilora.encoders.storage import WEIGHTS_FILE as ENCODER_WEIGHTS
 from ilora.errors import InputError
-from ilora.gate import build_gate
+from ilora.evaluation.popularity import popularity_metrics
+from ilora.gate import Gate, stored_gate
 from ilora.gate_map import GateMap, gate_map
-from ilora.model_folder import WEIGHTS_FILE, read_model_config
+from ilora.model_folder import WEIGHTS_FILE, ModelConfig, read_model_config
 from ilora.plots import Curve
 from ilora.report import ReportRow
 from ilora.run_folder import LOG_FILE, SETTINGS_FILE, loss_curve
 from ilora.tensor_files import read_tensors, require_same_tensors
 
 METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.jsonl"
-SPLITS = ("test", "val")  # the one that counts first
+SPLITS: tuple[Split, ...] = ("test", "val")  # the one that counts first
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Measured:
     """
 
     row: ReportRow
-    split: str
+    split: Split
     data: str
     candidates: int | None = None
 
@@ -65,10 +70,13 @@ class Findings:
         return 1 / counts.pop() if len(counts) == 1 else None
 
 
-def collect_runs(paths: Sequence[Path]) -> Findings:
+def collect_runs(paths: Sequence[Path], data: Path | None = None) -> Findings:
     """Read training runs and encoders; a folder that is neither is looked into, one level deep.
 
     Nothing is left out: a run that has not been evaluated or did not finish gets a note.
+
+    Args:
+        data: a data folder, whose popularity is then a row for each split.
 
     Raises:
         InputError: a path that holds neither, or a file that cannot be read.
@@ -77,6 +85,8 @@ def collect_runs(paths: Sequence[Path]) -> Findings:
     folders = list({folder.resolve(): folder for folder in folders}.values())
     short = Counter(_name(folder) for folder in folders)
     findings = Findings()
+    if data is not None:
+        _add_popularity(findings, DataFolder.open(data))
     for folder in folders:
         name = _name(folder) if short[_name(folder)] == 1 else str(folder)
         if _is_encoder(folder):
@@ -113,19 +123,26 @@ def _is_encoder(path: Path) -> bool:
     return (path / ENCODER_WEIGHTS).is_file() and (path / METRICS_FILE).is_file()
 
 
+def _add_popularity(findings: Findings, folder: DataFolder) -> None:
+    for split in SPLITS:
+        row = _ranker(f"popularity ({split})", popularity_metrics(folder, split))
+        findings.measured.append(Measured(row, split, folder.sha256, folder.num_candidates))
+
+
+def _ranker(name: str, ranking: dict[str, Any], **training: Any) -> ReportRow:
+    """A method that orders the candidates: each of its answers is one of them."""
+    first, interval = ranking["hr@1"], _pair(ranking["ci95"]["hr@1"])
+    return ReportRow(name, first, interval, first, 1.0, ranking["n"], **training)
+
+
 def _add_encoder(findings: Findings, folder: Path, name: str) -> None:
     file = folder / METRICS_FILE
     metrics = _read_json(file)
     try:
         for split in SPLITS:
-            ranking = metrics[split]
-            row = ReportRow(
-                name=f"{name} ({split}-encoder)",
-                hit_ratio_at_1=ranking["hr@1"],
-                ci95=_pair(ranking["ci95"]["hr@1"]),
-                hit_ratio_at_1_valid=ranking["hr@1"],  # a ranking always names a candidate
-                valid_ratio=1.0,
-                n=ranking["n"],
+            row = _ranker(
+                f"{name} ({split}-encoder)",
+                metrics[split],
                 seconds=metrics["seconds"],
                 trainable_parameters=metrics["num_parameters"],
             )
@@ -212,18 +229,40 @@ def read_gates(model: Path, data: Path) -> GateMap:
     Raises:
         InputError: the model or the data is not there or not sound, or the data is another.
     """
+    return gate_map(*load_gate(model, DataFolder.open(data)))
+
+
+def load_gate(model: Path, folder: DataFolder) -> tuple[SequenceEncoder, Gate, DataFolder]:
+    """Encoder and gate of a saved model, in eval mode, without its language model; and the data.
+
+    Raises:
+        InputError: the model is not there or not sound, or was trained on other data.
+    """
     config = read_model_config(model)
-    folder = DataFolder.open(data)
-    if folder.sha256 != config.data.sha256:
-        raise InputError(f"data: {data} is not what {model} was trained on; restore it")
+    require_same_data(model, config, folder)
     encoder = config.encoder.build()
-    gate = build_gate(config.adapter.gate, encoder.hidden_size, config.adapter.experts)
     state = read_tensors(model / WEIGHTS_FILE)
-    for prefix, module in (("encoder.", encoder), ("gate.", gate)):
-        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        require_same_tensors(model / WEIGHTS_FILE, own, module.state_dict())
-        module.load_state_dict(own)
-    return gate_map(encoder.eval(), gate.eval(), folder)
+    parts = {
+        part: {k.removeprefix(part): v for k, v in state.items() if k.startswith(part)}
+        for part in ("encoder.", "gate.")
+    }
+    with torch.random.fork_rng(devices=[]):  # initial values, which the stored ones replace
+        gate = stored_gate(
+            config.adapter.gate,
+            encoder.representation_size,
+            config.adapter.experts,
+            parts["gate."],
+        )
+    for part, module in (("encoder.", encoder), ("gate.", gate)):
+        require_same_tensors(model / WEIGHTS_FILE, parts[part], module.state_dict())
+        module.load_state_dict(parts[part])
+    return encoder.eval(), gate.eval(), folder
+
+
+def require_same_data(model: Path, config: ModelConfig, folder: DataFolder) -> None:
+    """Raise `InputError` for data that a model was not trained on."""
+    if folder.sha256 != config.data.sha256:
+        raise InputError(f"data: {folder.path} is not what {model} was trained on; restore it")
 
 
 def _what_differs(measured: Sequence[Measured]) -> list[str]:

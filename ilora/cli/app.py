@@ -12,8 +12,10 @@ from ilora.cli import (
     doctor,
     encoder,
     evaluate,
+    explain,
     quickstart,
     recommend,
+    reference,
     report,
     train,
 )
@@ -27,10 +29,12 @@ ORDER = (
     "data",
     "base-llm",
     "encoder",
+    "import",
     "train",
     "evaluate",
     "recommend",
     "report",
+    "explain",
 )
 
 
@@ -54,10 +58,12 @@ quickstart.add_to(app)
 app.add_typer(data.app, name="data")
 app.add_typer(base_llm.app, name="base-llm")
 app.add_typer(encoder.app, name="encoder")
+app.add_typer(reference.app, name="import")
 train.add_to(app)
 evaluate.add_to(app)
 recommend.add_to(app)
 report.add_to(app)
+app.add_typer(explain.app, name="explain")
 
 
 def _print_version(wanted: bool) -> None:

@@ -15,6 +15,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(
         epilog=example(
             "ilora report runs/lora runs/ilora models/sasrec --out runs/report",
+            "ilora report runs --data data/movielens --out runs/report",
             "ilora report runs --title 'MovieLens, three seeds'",
         )
     )(report)
@@ -29,6 +30,10 @@ def report(
     ],
     out: OutOption = Path("report"),
     title: Annotated[str, typer.Option(help="Heading of the report.")] = "Report",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Data folder of the runs, to have popularity as a row beside them."),
+    ] = None,
 ) -> None:
     """Compare runs in one table with pictures: report.md, report.json, PNG files."""
     from ilora.cli.libraries import quiet_libraries
@@ -37,7 +42,7 @@ def report(
         from ilora.report import print_table, write_report
         from ilora.runs import collect_runs
 
-        found = collect_runs(runs)
+        found = collect_runs(runs, data)
         path = write_report(
             out,
             title=title,

@@ -35,3 +35,11 @@ def open_with_bar(path: Path) -> Iterator[BinaryIO]:
         disable=not console.is_terminal,
     ) as file:
         yield file
+
+
+def files_with_bar(paths: Sequence[T], description: str) -> Iterable[T]:
+    """Iterate over a few files, each of which takes seconds."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return paths
+    return rich.progress.track(paths, description, console=console, transient=True)

@@ -1,6 +1,8 @@
 """Sequence encoders: a user's history and an item as vectors."""
 
 from ilora.encoders.base import SequenceEncoder, pad_histories
+from ilora.encoders.caser import Caser
+from ilora.encoders.gru4rec import GRU4Rec
 from ilora.encoders.registry import ENCODERS, build_encoder
 from ilora.encoders.sasrec import SASRec
 from ilora.encoders.storage import EncoderConfig, load_encoder, read_encoder_config
@@ -8,9 +10,11 @@ from ilora.encoders.training import EncoderResult, EncoderTraining, target_ranks
 
 __all__ = [
     "ENCODERS",
+    "Caser",
     "EncoderConfig",
     "EncoderResult",
     "EncoderTraining",
+    "GRU4Rec",
     "SASRec",
     "SequenceEncoder",
     "build_encoder",

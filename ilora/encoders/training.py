@@ -144,7 +144,9 @@ def train_encoder(
         "device": str(place),
         "seconds": round(time.perf_counter() - started, 2),
         **history,
-        **_measure(encoder.to("cpu").requires_grad_(False).eval(), folder, training.min_history),
+        **measure_encoder(
+            encoder.to("cpu").requires_grad_(False).eval(), folder, training.min_history
+        ),
     }
     with atomic_folder(out) as partial:
         config = _config(name, encoder, folder, {"seed": seed, **asdict(training)})
@@ -170,7 +172,9 @@ def target_ranks(
     return ranks_of_target(_score(encoder, histories, candidates), index)
 
 
-def _measure(encoder: SequenceEncoder, folder: DataFolder, min_history: int) -> dict[str, Any]:
+def measure_encoder(
+    encoder: SequenceEncoder, folder: DataFolder, min_history: int
+) -> dict[str, Any]:
     """The part of ``metrics.json`` that does not depend on how the encoder came about."""
     return {
         "decode": "rank",

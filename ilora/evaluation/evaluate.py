@@ -19,7 +19,6 @@ from rich.progress import track
 from ilora.data.catalog import Catalog
 from ilora.data.collation import Collator, RecommendationDataset
 from ilora.data.folder import DataFolder
-from ilora.data.prompts import PromptBuilder
 from ilora.data.sequences import Split
 from ilora.errors import InputError
 from ilora.evaluation.decoding import decode_answers
@@ -88,7 +87,7 @@ def evaluate(
             f"data: item {item} is {other!r} in {folder.path} and {own!r} in the model's catalogue; "
             "give the data it was trained on"
         )
-    builder = PromptBuilder(model.tokenizer, folder.catalog, folder.domain, folder.window)
+    builder = model.prompt_builder(folder.catalog, folder.domain, folder.window)
     rows = RecommendationDataset(folder, split, builder, min_history=min_history, answer=False)
     if max_rows is not None:
         del rows.rows[max_rows:]

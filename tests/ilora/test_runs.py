@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ilora.data.synthetic import build_synthetic
 from ilora.errors import InputError
+from ilora.evaluation.popularity import popularity_metrics
+from ilora.gate import GATES
+from ilora.gate_map import gate_map
 from ilora.model_folder import save_model
 from ilora.runs import collect_runs, read_gates
 from tests.ilora.tiny_world import World
@@ -69,6 +73,15 @@ def test_an_encoder_gives_a_row_for_each_split(world: World) -> None:
     assert (test.name, val.name) == ("encoder (test-encoder)", "encoder (val-encoder)")
     assert test.valid_ratio == 1.0
     assert test.trainable_parameters is not None
+
+
+def test_popularity_is_a_row_beside_the_encoder_where_its_data_is_given(world: World) -> None:
+    rows = collect_runs([world.encoder], world.folder.path).rows
+    names = ["popularity (test)", "encoder (test-encoder)"]
+    assert [row.name for row in rows[:2]] == names
+    expected = popularity_metrics(world.folder, "test")
+    assert (rows[0].hit_ratio_at_1, rows[0].n) == (expected["hr@1"], rows[1].n)
+    assert rows[0].trainable_parameters is None
 
 
 def test_the_test_rows_come_first(tmp_path: Path) -> None:
@@ -141,6 +154,19 @@ def test_gates_are_read_without_the_language_model(tmp_path: Path, world: World)
     found = collect_runs([run]).gates["run"]
     assert found.num_experts == 4
     assert len(found.weights) == len({row.user for row in world.folder.rows("test", 3)})
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_every_kind_of_gate_is_read_without_the_language_model(
+    tmp_path: Path, world: World, gate: str
+) -> None:
+    model, config = world.built({"adapter.gate": gate})
+    save_model(tmp_path / "model", model, config, world.folder.catalog)
+    before = torch.get_rng_state()
+    found = read_gates(tmp_path / "model", world.folder.path)
+    assert torch.equal(torch.get_rng_state(), before)
+    expected = gate_map(model.encoder, model.gate, world.folder)
+    assert found.weights.tolist() == expected.weights.tolist()
 
 
 def test_gates_whose_model_is_gone_are_a_note(tmp_path: Path) -> None:

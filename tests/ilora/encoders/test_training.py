@@ -47,12 +47,23 @@ def hit_ratio(ranks: np.ndarray) -> float:
     return float((ranks == 0).mean())
 
 
-def test_sasrec_learns_the_favourite_successor_and_popularity_does_not(
-    folder: DataFolder, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("sasrec", SMALL), ("gru4rec", {"dropout": 0.1}), ("caser", {"dropout": 0.1})],
+    ids=["sasrec", "gru4rec", "caser"],
+)
+def test_an_encoder_learns_the_favourite_successor_and_popularity_does_not(
+    folder: DataFolder, tmp_path: Path, name: str, options: dict[str, float]
 ) -> None:
     training = EncoderTraining(max_epochs=8, learning_rate=1e-2)
     result = train_encoder(
-        folder, tmp_path / "out", hidden_size=32, options=SMALL, training=training, device="cpu"
+        folder,
+        tmp_path / "out",
+        name=name,
+        hidden_size=32,
+        options=options,
+        training=training,
+        device="cpu",
     )
     ranked = folder.ranked_rows("test")
     # Whoever knows the successors is right whenever the favourite came next: with probability
@@ -98,6 +109,23 @@ def test_training_leaves_the_global_generator_alone(
         small_folder, tmp_path / "out", hidden_size=8, options=SMALL, training=QUICK, device="cpu"
     )
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ["gru4rec", "caser"])
+def test_every_encoder_comes_back_from_its_folder_to_the_bit(
+    small_folder: DataFolder, tmp_path: Path, name: str
+) -> None:
+    result = train_encoder(
+        small_folder, tmp_path / "out", name=name, hidden_size=16, training=QUICK, device="cpu"
+    )
+    loaded = load_encoder(tmp_path / "out")
+    histories = pad_histories([[1, 2, 3], []], small_folder.window, loaded.num_items)
+    assert type(loaded) is type(result.encoder)
+    assert torch.equal(
+        loaded.history_representation(histories), result.encoder.history_representation(histories)
+    )
+    ranks = target_ranks(loaded, small_folder, "test")
+    assert result.metrics["test"]["hr@1"] == hit_ratio(ranks)
 
 
 def test_a_loaded_encoder_is_the_trained_one_to_the_bit(
