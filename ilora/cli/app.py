@@ -8,6 +8,7 @@ import typer
 
 from ilora.cli import (
     base_llm,
+    compare,
     data,
     doctor,
     encoder,
@@ -30,6 +31,7 @@ ORDER = (
     "train",
     "evaluate",
     "recommend",
+    "compare",
     "report",
 )
 
@@ -57,6 +59,7 @@ app.add_typer(encoder.app, name="encoder")
 train.add_to(app)
 evaluate.add_to(app)
 recommend.add_to(app)
+compare.add_to(app)
 report.add_to(app)
 
 

@@ -28,7 +28,7 @@ def bootstrap_interval(
     Raises:
         InputError: no value, a value that is not finite, or ``level`` or ``resamples`` out of range.
     """
-    column = _as_rows(values)[:, None]
+    column = as_rows(values)[:, None]
     low, high = _interval(resampled_means(column, seed=seed, resamples=resamples), level)
     return float(low[0]), float(high[0])
 
@@ -50,7 +50,7 @@ def bootstrap_ratio_interval(
     Raises:
         InputError: as `bootstrap_interval`; also for lengths that differ.
     """
-    top, bottom = _as_rows(numerator), _as_rows(denominator)
+    top, bottom = as_rows(numerator), as_rows(denominator)
     if len(top) != len(bottom):
         raise InputError(
             f"numerator has {len(top)} rows and denominator {len(bottom)}; give one of each a row"
@@ -74,7 +74,7 @@ def bootstrap_intervals(
     Returns:
         Measure -> ``[low, high]``, ready for JSON.
     """
-    rows = np.stack([_as_rows(values) for values in columns.values()], axis=1)
+    rows = np.stack([as_rows(values) for values in columns.values()], axis=1)
     low, high = _interval(resampled_means(rows, seed=seed, resamples=resamples), level)
     return {name: [float(low[k]), float(high[k])] for k, name in enumerate(columns)}
 
@@ -110,7 +110,12 @@ def _interval(resampled: FloatArray, level: float) -> tuple[FloatArray, FloatArr
     return low, high
 
 
-def _as_rows(values: ArrayLike) -> FloatArray:
+def as_rows(values: ArrayLike) -> FloatArray:
+    """As float64 ``[n]``, at least one and all of them finite.
+
+    Raises:
+        InputError: they are not.
+    """
     array: NDArray[Any] = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) == 0:
         raise InputError(f"values has shape {list(array.shape)}; give one number for each row")
