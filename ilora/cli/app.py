@@ -16,6 +16,7 @@ from ilora.cli import (
     quickstart,
     recommend,
     report,
+    sweep,
     train,
 )
 from ilora.cli.failures import CommandGroup
@@ -29,6 +30,7 @@ ORDER = (
     "base-llm",
     "encoder",
     "train",
+    "sweep",
     "evaluate",
     "recommend",
     "compare",
@@ -57,6 +59,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(base_llm.app, name="base-llm")
 app.add_typer(encoder.app, name="encoder")
 train.add_to(app)
+sweep.add_to(app)
 evaluate.add_to(app)
 recommend.add_to(app)
 compare.add_to(app)

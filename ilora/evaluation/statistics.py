@@ -1,11 +1,14 @@
-"""Bootstrap intervals: how far a figure could be off for want of more test users."""
+"""Intervals: how far a figure could be off for want of more test users, or of more seeds."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import t as student_t
 
 from ilora.errors import InputError
 
@@ -122,3 +125,38 @@ def as_rows(values: ArrayLike) -> FloatArray:
     if not np.isfinite(array).all():
         raise InputError("values holds NaN or infinity; every row needs a number")
     return array
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Figures of several seeds, summed up; ``sd`` and ``ci95`` are None for a single one.
+
+    Attributes:
+        n: seeds.
+        mean: of their figures.
+        sd: their standard deviation, with n - 1 in the denominator.
+        ci95: 95 % interval of the mean by Student's t with n - 1 degrees of freedom.
+    """
+
+    n: int
+    mean: float
+    sd: float | None
+    ci95: tuple[float, float] | None
+
+
+def spread(values: ArrayLike) -> Spread:
+    """Mean, spread and interval over seeds: ``mean ± t(.975, n - 1) · sd / √n``.
+
+    It says what another seed of the training could change, with these test users; with three seeds
+    t is 4.3, and the interval as wide as that is honest.
+
+    Raises:
+        InputError: no value, or one that is not finite.
+    """
+    column = as_rows(values)
+    n, mean = len(column), float(column.mean())
+    if n == 1:
+        return Spread(1, mean, None, None)
+    sd = float(column.std(ddof=1))
+    half = float(student_t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
+    return Spread(n, mean, sd, (mean - half, mean + half))

@@ -127,10 +127,10 @@ def test_the_command_prints_and_writes_the_table(tmp_path: Path) -> None:
     runs = [write(tmp_path / name, HITS[name]) for name in "abc"]
     done = run("compare", runs[0], f"{runs[1]},{runs[2]}", "--out", tmp_path / "table.json")
     assert done.exit_code == 0, done.output
-    assert "+0.300" in done.stdout
+    assert "+0.400" in done.stdout
     assert "b, c" in done.stdout
     (one,) = json.loads((tmp_path / "table.json").read_text())["comparisons"]
-    assert one["difference"] == pytest.approx(0.3)
+    assert one["difference"] == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize(
