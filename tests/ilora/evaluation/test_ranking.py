@@ -194,7 +194,10 @@ def test_the_difficult_rows_are_difficult(world: World) -> None:
     assert len(lengths) >= 5
     portal, second = rows.builder.answer_ids(0), rows.builder.answer_ids(1)
     assert portal[:-1] == second[: len(portal) - 1]
-    assert len({len(rows[user].input_ids) for user in range(3)}) == 3
+    prompts = [len(rows[user].input_ids) for user in range(3)]
+    assert len(set(prompts)) == 3
+    packed = prompts[0] + sum(len(rows.builder.answer_ids(item)) - 1 for item in CANDIDATES[0])
+    assert prompts[0] + max(lengths) < 256 < packed  # more columns than GPT-2 here has positions
 
 
 @pytest.mark.parametrize("build", [llama, qwen2, gpt2])
