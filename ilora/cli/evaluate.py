@@ -127,8 +127,8 @@ MEASURES = {
 READINGS = {  # the same rows measured in other ways, and what they are called
     "longest_match": "a title found in the answer",
     "as_reference": "as the paper's code reads answers",
-    "by_sum": "by the summed log-likelihood",
-    "by_character": "by the log-likelihood a character",
+    "by_sum": "ranked by the sum",
+    "by_character": "ranked by character",
 }
 
 

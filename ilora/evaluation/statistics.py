@@ -148,7 +148,8 @@ def spread(values: ArrayLike) -> Spread:
     """Mean, spread and interval over seeds: ``mean ± t(.975, n - 1) · sd / √n``.
 
     It says what another seed of the training could change, with these test users; with three seeds
-    t is 4.3, and the interval as wide as that is honest.
+    t is 4.3, and an interval as wide as that is honest. Seeds that happen to agree give one of no
+    width, which is not to say that another one would.
 
     Raises:
         InputError: no value, or one that is not finite.
