@@ -69,10 +69,7 @@ class ILoRARecommender(nn.Module):
         self.tokenizer = prepare_tokenizer(tokenizer)
         self.placeholder_id = placeholder_id(tokenizer)
         self.adapter = adapter
-        # A model's own sampling settings and penalties must not leak into greedy decoding.
-        llm.generation_config = GenerationConfig(
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-        )
+        llm.generation_config = plain_generation(self.tokenizer)
         self.llm = llm if isinstance(llm, PeftModel) else add_experts(llm, adapter)
         device, width = llm.device, llm.get_input_embeddings().weight.shape[1]
         self.encoder = encoder.requires_grad_(False).eval().to(device)
@@ -201,6 +198,7 @@ class ILoRARecommender(nn.Module):
             The new tokens alone, int64 ``[B · num_return_sequences, ≤ max_new_tokens]``.
         """
         _require_left_padding(batch["attention_mask"])
+        self.llm.generation_config = plain_generation(self.tokenizer)  # whatever was set since
         return self.llm.generate(
             inputs_embeds=self.embed(batch["input_ids"], batch["item_ids"]),
             attention_mask=batch["attention_mask"],
@@ -254,6 +252,13 @@ def peft_config(adapter: AdapterSettings) -> ILoraConfig:
         scaling=adapter.scaling,
         gates_per_layer=adapter.gates_per_layer,
         target_modules=adapter.target_modules,
+    )
+
+
+def plain_generation(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Settings without any of a model's own: its sampling, penalties and forced tokens stay out."""
+    return GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
 
 

@@ -94,7 +94,7 @@ def recommend(
         candidates: item ids to choose from; None takes the encoder's best twenty, see
             :func:`encoder_candidates`.
         top: how many to return; fewer where there are fewer candidates.
-        batch_size: candidates scored at once.
+        batch_size: candidates scored at once, where the model cannot rank them in one pass.
 
     Raises:
         InputError: no history, no or repeated candidates, an item outside the catalogue, or a

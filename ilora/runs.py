@@ -26,8 +26,9 @@ from ilora.gate import Gate, stored_gate
 from ilora.gate_map import GateMap, gate_map
 from ilora.model_folder import WEIGHTS_FILE, ModelConfig, read_model_config
 from ilora.plots import Curve
-from ilora.report import ReportRow
+from ilora.report import Reading, ReportRow
 from ilora.run_folder import LOG_FILE, SETTINGS_FILE, loss_curve
+from ilora.seeds import Seeded, SeedRow, over_seeds
 from ilora.tensor_files import read_tensors, require_same_tensors
 
 METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.jsonl"
@@ -39,13 +40,14 @@ class Measured:
     """A row of the table, and on what it was measured.
 
     ``data`` is the hash of the data folder, ``candidates`` the number a row has to choose from
-    (None where it is not recorded).
+    (None where it is not recorded); ``seeded`` is what a run has in common with other seeds.
     """
 
     row: ReportRow
     split: Split
     data: str
     candidates: int | None = None
+    seeded: Seeded | None = None
 
 
 @dataclass
@@ -62,6 +64,12 @@ class Findings:
         """All rows, those of the test split first, else in the order of the folders."""
         ordered = sorted(self.measured, key=lambda one: SPLITS.index(one.split))
         return [one.row for one in ordered]
+
+    @property
+    def seeds(self) -> list[SeedRow]:
+        """Runs of the same settings and data summed up over their seeds, the test split first."""
+        ordered = sorted(self.measured, key=lambda one: SPLITS.index(one.split))
+        return over_seeds([one.seeded for one in ordered if one.seeded is not None])
 
     @property
     def chance(self) -> float | None:
@@ -176,13 +184,14 @@ def _add_training_run(findings: Findings, folder: Path, name: str) -> None:
             f"{name} has not been evaluated: `ilora evaluate --model {folder} --data DATA` does it."
         )
     for file in files:
-        findings.measured.append(_evaluation(file, name, record))
+        findings.measured.append(_evaluation(file, name, record, folder))
     _add_gates(findings, folder, name)
 
 
-def _evaluation(file: Path, name: str, record: dict[str, Any]) -> Measured:
+def _evaluation(file: Path, name: str, record: dict[str, Any], folder: Path) -> Measured:
     metrics = _read_json(file)
     try:
+        read = metrics.get("as_reference")
         row = ReportRow(
             name=f"{name} ({file.parent.name})",
             hit_ratio_at_1=metrics["hit_ratio_at_1"],
@@ -192,11 +201,25 @@ def _evaluation(file: Path, name: str, record: dict[str, Any]) -> Measured:
             n=metrics["n"],
             seconds=record["seconds"],
             trainable_parameters=record["trainable_parameters"],
+            as_reference=None if read is None else _reading(read),
         )
         count = _count_candidates(file.with_name(PREDICTIONS_FILE))
-        return Measured(row, metrics["split"], metrics["data"]["sha256"], count)
+        data = metrics["data"]["sha256"]
+        seeded = _seeded(folder, name, file.parent.name, f"{data} {row.n}", row.hit_ratio_at_1)
+        return Measured(row, metrics["split"], data, count, seeded)
     except (KeyError, TypeError) as error:
         raise _incomplete(file, error, "evaluate again") from None
+
+
+def _reading(told: dict[str, Any]) -> Reading:
+    return Reading(told["hit_ratio_at_1"], told["hit_ratio_at_1_valid"], told["valid_ratio"])
+
+
+def _seeded(folder: Path, name: str, evaluation: str, rows: str, hit_ratio: float) -> Seeded:
+    """The run as one of several seeds: settings but for the seed, and the rows it was measured on."""
+    settings = read_settings(folder / SETTINGS_FILE, {})
+    common = settings.model_dump_json(exclude={"seed"})
+    return Seeded(name, evaluation, f"{common} {rows}", settings.seed, hit_ratio)
 
 
 def _count_candidates(predictions: Path) -> int | None:

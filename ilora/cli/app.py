@@ -8,6 +8,7 @@ import typer
 
 from ilora.cli import (
     base_llm,
+    compare,
     data,
     doctor,
     encoder,
@@ -17,6 +18,7 @@ from ilora.cli import (
     recommend,
     reference,
     report,
+    sweep,
     train,
 )
 from ilora.cli.failures import CommandGroup
@@ -31,8 +33,10 @@ ORDER = (
     "encoder",
     "import",
     "train",
+    "sweep",
     "evaluate",
     "recommend",
+    "compare",
     "report",
     "explain",
 )
@@ -60,8 +64,10 @@ app.add_typer(base_llm.app, name="base-llm")
 app.add_typer(encoder.app, name="encoder")
 app.add_typer(reference.app, name="import")
 train.add_to(app)
+sweep.add_to(app)
 evaluate.add_to(app)
 recommend.add_to(app)
+compare.add_to(app)
 report.add_to(app)
 app.add_typer(explain.app, name="explain")
 

@@ -51,8 +51,17 @@ def report(
             gates=found.gates,
             notes=found.notes,
             chance=found.chance,
+            seeds=found.seeds,
         )
     print_table(found.rows)
+    if found.seeds:
+        from ilora.tables import print_pairs
+
+        pairs = [
+            (row.name, f"{row.mean:.3f} ± {row.sd:.3f} over {len(row.seeds)} seeds")
+            for row in found.seeds
+        ]
+        print_pairs(pairs, title="HitRatio@1, mean ± sd")
     for note in found.notes:
         typer.echo(f"note: {note}", err=True)
     typer.echo(f"wrote {path}", err=True)

@@ -84,8 +84,10 @@ def test_all_commands_of_the_contract_are_there() -> None:
         "encoder train",
         "import reference",
         "train",
+        "sweep",
         "evaluate",
         "recommend",
+        "compare",
         "report",
         "explain gates",
         "explain usage",
@@ -160,6 +162,9 @@ def test_an_unknown_option_is_a_usage_error() -> None:
         ("evaluate --data {data} --model {tmp}/none", "is not a folder"),
         ("evaluate --data {data} --model {tmp}", "config.yaml is missing"),
         ("evaluate --data {data} --model m --split train", "only val and test"),
+        ("sweep --out {tmp}/o --learning-rates 1e-3", "give --data"),
+        ("sweep --out {tmp}/o --learning-rates 1e-3;2e-3", "numbers with commas between"),
+        ("sweep --out {tmp}/o --learning-rates 1e-3 --seeds 0,x", "such as 0,1,2"),
         ("recommend --model {tmp}/model.pt --history 1", "pickle"),
         ("report {tmp}", "holds no training run"),
         ("report {encoder} --data {tmp}/none", "is not a folder"),
@@ -351,13 +356,21 @@ def test_the_whole_way_from_data_to_report(tmp_path: Path) -> None:
         assert "ilora evaluate --model" in done.stderr
     for decode in ("free", "rank"):
         do("evaluate", "--model", runs["ilora"], "--data", data, "--decode", decode)
+    words = ("--decode", "constrained", "--beams", 3, "--candidate-orders", 2)
+    done = do("evaluate", "--model", runs["ilora"], "--data", data, *words)
+    assert "HitRatio@1 over 2 orders" in done.stdout
     do("evaluate", "--model", runs["lora"] / "model", "--data", data, "--max-rows", 2)
     other = tmp_path / "other"
     do("data", "build", "synthetic", "--users", 60, "--seed", 1, "--out", other)
     words = ("--data", other, "--max-rows", 1, "--out", tmp_path / "elsewhere")
     assert "seen these users" in do("evaluate", "--model", runs["lora"], *words).stderr
     folders = sorted(p.parent.name for p in tmp_path.glob("runs/*/evaluation/*/metrics.json"))
-    assert folders == ["test-free", "test-free-first-2", "test-rank"]
+    assert folders == [
+        "test-constrained-beams-3-orders-2",
+        "test-free",
+        "test-free-first-2",
+        "test-rank",
+    ]
 
     title = (data / "items.csv").read_text().splitlines()[4].split(",")[1]  # of item 3
     out = tmp_path / "recommendation.json"

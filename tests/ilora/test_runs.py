@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,42 @@ def test_rows_that_cannot_be_compared_are_noted(tmp_path: Path, other: Any, told
         write_evaluation(write_run(tmp_path / name), **metrics)
     (note,) = collect_runs([tmp_path]).notes
     assert told in note
+
+
+def seeded(path: Path, seed: int, hit_ratio: float, settings: str = SETTINGS) -> None:
+    run = write_run(path / f"lora-seed{seed}")
+    (run / "settings.yaml").write_text(f"{settings}seed: {seed}\n")
+    write_evaluation(run, hit_ratio_at_1=hit_ratio)
+
+
+def test_runs_that_differ_in_the_seed_alone_are_summed_up(tmp_path: Path) -> None:
+    for seed, hit_ratio in enumerate((0.2, 0.3, 0.1)):
+        seeded(tmp_path, seed, hit_ratio)
+    write_evaluation(write_run(tmp_path / "other", seed=0), n=8)
+    (tmp_path / "other" / "settings.yaml").write_text(SETTINGS.replace("l\n", "another\n"))
+    (row,) = collect_runs([tmp_path]).seeds
+    assert (row.name, row.seeds) == ("lora (test-free)", (0, 1, 2))
+    assert (row.mean, row.sd) == (pytest.approx(0.2), pytest.approx(0.1))
+    assert row.ci95 == pytest.approx((0.2 - 0.2484, 0.2 + 0.2484), abs=1e-4)  # t(.975, 2) = 4.303
+
+
+def test_other_rows_or_settings_are_not_another_seed(tmp_path: Path) -> None:
+    seeded(tmp_path / "a", 0, 0.2)
+    seeded(tmp_path / "b", 1, 0.2, SETTINGS.replace("method: lora", "method: lora, rank: 4"))
+    assert collect_runs([tmp_path / "a", tmp_path / "b"]).seeds == []
+    file = tmp_path / "c" / "lora-seed2" / "evaluation" / "test-free" / "metrics.json"
+    seeded(tmp_path / "c", 2, 0.2)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"n": 5}))
+    assert collect_runs([tmp_path / "a", tmp_path / "c"]).seeds == []
+
+
+def test_the_reading_of_the_papers_code_is_found(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "mine")
+    told = {"hit_ratio_at_1": 0.5, "hit_ratio_at_1_valid": 0.75, "valid_ratio": 0.6}
+    write_evaluation(run, as_reference=told)
+    (row,) = collect_runs([run]).rows
+    assert row.as_reference is not None
+    assert dataclasses.asdict(row.as_reference) == told
 
 
 def test_candidate_lists_of_several_lengths_have_no_one_chance(tmp_path: Path) -> None:
