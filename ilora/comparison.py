@@ -18,9 +18,9 @@ import numpy as np
 from ilora.errors import InputError
 from ilora.evaluation.metrics import ranking_values
 from ilora.evaluation.paired import holm, is_binary, mcnemar, permutation_p
+from ilora.evaluation.records import METRICS_FILE, PREDICTIONS_FILE, evaluation_folder
 from ilora.evaluation.statistics import FloatArray, bootstrap_interval
 
-METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.jsonl"
 HIT = "hit"
 
 
@@ -71,10 +71,13 @@ class Comparison:
 def find_evaluation(path: Path, label: str) -> Path:
     """The evaluation folder at ``path``, or the one called ``label`` of the training run there.
 
+    An encoder has one evaluation of each split, which stands for any way of answering.
+
     Raises:
         InputError: there is none.
     """
-    for place in (path, path / "evaluation" / label):
+    of_encoder = f"{label.split('-')[0]}-encoder"
+    for place in (path, *(evaluation_folder(path, one) for one in (label, of_encoder))):
         if (place / PREDICTIONS_FILE).is_file() and (place / METRICS_FILE).is_file():
             return place
     raise InputError(

@@ -34,6 +34,7 @@ from ilora.data.folder import DataFolder
 from ilora.devices import choose_device
 from ilora.encoders import EncoderConfig
 from ilora.errors import InputError
+from ilora.evaluation.records import METRICS_FILE
 from ilora.files import atomic_folder, write_json
 from ilora.model import ILoRARecommender
 from ilora.tensor_files import read_tensors, refuse_pickle, require_same_tensors
@@ -41,7 +42,6 @@ from ilora.tensor_files import read_tensors, refuse_pickle, require_same_tensors
 CONFIG_FILE = "config.yaml"
 WEIGHTS_FILE = "recommender.safetensors"
 ADAPTER_FILES = ("adapter_config.json", SAFETENSORS_WEIGHTS_NAME)
-METRICS_FILE = "metrics.json"
 SAMPLE = 64  # numbers of each parameter that a fingerprint takes
 
 

@@ -17,9 +17,9 @@ from typing import Any
 from ilora.config import RunSettings, read_settings
 from ilora.data.folder import DataFolder
 from ilora.devices import choose_device
+from ilora.encoders.evaluation import write_encoder_metrics
 from ilora.encoders.registry import build_encoder
-from ilora.encoders.storage import METRICS_FILE, EncoderConfig, save_encoder
-from ilora.encoders.training import measure_encoder
+from ilora.encoders.storage import EncoderConfig, save_encoder
 from ilora.errors import InputError
 from ilora.files import atomic_folder, is_taken, write_json
 from ilora.model_folder import save_model
@@ -135,12 +135,11 @@ def _import_encoder(
         data_sha256=folder.sha256,
         training={"imported": origin},
     )
-    measured = {"encoder": kind, "seed": None, "seconds": 0.0, "imported": origin}
-    metrics = {**measured, **measure_encoder(encoder, folder, MIN_HISTORY)}
-    imported = _imported(kind, out, fates, notes, origin, metrics)
+    source = {"encoder": kind, "seed": None, "seconds": 0.0, "imported": origin}
     with atomic_folder(out) as partial:
         save_encoder(partial, encoder, config)
-        write_json(partial / METRICS_FILE, metrics)
+        metrics = write_encoder_metrics(partial, encoder, folder, MIN_HISTORY, source)
+        imported = _imported(kind, out, fates, notes, origin, metrics)
         write_json(partial / REPORT_FILE, imported.record)
     return imported
 

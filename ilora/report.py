@@ -90,6 +90,15 @@ class ReportRow:
     trainable_parameters: int | None = None
     as_reference: Reading | None = None
 
+    @classmethod
+    def of_ranking(cls, name: str, ranking: Mapping[str, Any], **training: Any) -> ReportRow:
+        """A method that orders the candidates, of `ilora.evaluation.metrics.ranking_metrics`.
+
+        Each of its answers is a candidate; ``training`` are the fields that tell of it.
+        """
+        first, (low, high) = ranking["hr@1"], ranking["ci95"]["hr@1"]
+        return cls(name, first, (float(low), float(high)), first, 1.0, ranking["n"], **training)
+
     def cells(self) -> tuple[str, ...]:
         """The row in words, one text for each of ``COLUMNS``."""
         low, high = self.ci95

@@ -22,6 +22,7 @@ from ilora.encoders import SequenceEncoder
 from ilora.encoders.storage import WEIGHTS_FILE as ENCODER_WEIGHTS
 from ilora.errors import InputError
 from ilora.evaluation.popularity import popularity_metrics
+from ilora.evaluation.records import METRICS_FILE, PREDICTIONS_FILE
 from ilora.gate import Gate, stored_gate
 from ilora.gate_map import GateMap, gate_map
 from ilora.model_folder import WEIGHTS_FILE, ModelConfig, read_model_config
@@ -31,7 +32,6 @@ from ilora.run_folder import LOG_FILE, SETTINGS_FILE, loss_curve
 from ilora.seeds import Seeded, SeedRow, over_seeds
 from ilora.tensor_files import read_tensors, require_same_tensors
 
-METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.jsonl"
 SPLITS: tuple[Split, ...] = ("test", "val")  # the one that counts first
 
 
@@ -133,14 +133,8 @@ def _is_encoder(path: Path) -> bool:
 
 def _add_popularity(findings: Findings, folder: DataFolder) -> None:
     for split in SPLITS:
-        row = _ranker(f"popularity ({split})", popularity_metrics(folder, split))
+        row = ReportRow.of_ranking(f"popularity ({split})", popularity_metrics(folder, split))
         findings.measured.append(Measured(row, split, folder.sha256, folder.num_candidates))
-
-
-def _ranker(name: str, ranking: dict[str, Any], **training: Any) -> ReportRow:
-    """A method that orders the candidates: each of its answers is one of them."""
-    first, interval = ranking["hr@1"], _pair(ranking["ci95"]["hr@1"])
-    return ReportRow(name, first, interval, first, 1.0, ranking["n"], **training)
 
 
 def _add_encoder(findings: Findings, folder: Path, name: str) -> None:
@@ -148,7 +142,7 @@ def _add_encoder(findings: Findings, folder: Path, name: str) -> None:
     metrics = _read_json(file)
     try:
         for split in SPLITS:
-            row = _ranker(
+            row = ReportRow.of_ranking(
                 f"{name} ({split}-encoder)",
                 metrics[split],
                 seconds=metrics["seconds"],

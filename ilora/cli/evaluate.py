@@ -70,6 +70,7 @@ def evaluate(
     with quiet_libraries():
         from ilora.data.folder import DataFolder
         from ilora.evaluation.evaluate import evaluate as measure
+        from ilora.evaluation.records import evaluation_folder
         from ilora.model_folder import find_model_folder, load_model
 
         path = find_model_folder(model)
@@ -82,7 +83,7 @@ def evaluate(
                 err=True,
             )
         label = _label(split, decode, beams, candidate_orders, max_rows)
-        place = out or run_folder(path) / "evaluation" / label
+        place = out or evaluation_folder(run_folder(path), label)
         metrics = measure(
             loaded,
             folder,

@@ -5,7 +5,6 @@ Writes ``metrics.json`` and ``predictions.jsonl``: the figures, and the rows the
 
 from __future__ import annotations
 
-import json
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +17,7 @@ from ilora.data.sequences import Split
 from ilora.errors import InputError
 from ilora.evaluation.candidate_orders import measure_orders
 from ilora.evaluation.protocols import DECODES, Decode, measure, predict
-from ilora.files import atomic_file, write_json
+from ilora.evaluation.records import write_evaluation
 from ilora.model import ILoRARecommender
 
 PACKAGES = ("torch", "transformers", "peft")
@@ -108,7 +107,7 @@ def evaluate(
         "versions": {name: version(name) for name in PACKAGES},
     }
     if out is not None:
-        _write(out, metrics, predictions)
+        write_evaluation(out, metrics, predictions)
     return metrics
 
 
@@ -135,10 +134,3 @@ def _check_data(model: ILoRARecommender, folder: DataFolder, catalog: Catalog | 
             f"data: item {item} is {other!r} in {folder.path} and {own!r} in the model's catalogue; "
             "give the data it was trained on"
         )
-
-
-def _write(out: Path, metrics: dict[str, Any], predictions: list[dict[str, Any]]) -> None:
-    with atomic_file(out / "predictions.jsonl") as partial:
-        lines = (json.dumps(p, ensure_ascii=False) + "\n" for p in predictions)
-        partial.write_text("".join(lines), encoding="utf-8")
-    write_json(out / "metrics.json", metrics)

@@ -29,6 +29,7 @@ from ilora.evaluation.metrics import (
     ranks_of_target,
 )
 from ilora.evaluation.ranking import CandidateScores, score_candidates
+from ilora.evaluation.records import row_record
 from ilora.evaluation.titles import fold_title, judge_answer
 from ilora.model import ILoRARecommender
 
@@ -118,44 +119,36 @@ def _ranks(predictions: list[dict[str, Any]], key: str, places: list[int]) -> np
 
 
 def _answered(rows: RecommendationDataset, index: int, answer: str) -> dict[str, Any]:
-    candidates = rows.candidates(index)
+    row, candidates = rows.rows[index], rows.candidates(index)
     titles = [rows.builder.titles[c] for c in candidates]
-    judged = judge_answer(answer, titles, rows.builder.titles[rows.rows[index].target])
+    judged = judge_answer(answer, titles, rows.builder.titles[row.target])
     named = None if judged.candidate is None else candidates[judged.candidate]
-    return _row(rows, index) | {"answer": answer, "named": named, "hit": judged.hit}
+    told = {"answer": answer, "named": named, "hit": judged.hit}
+    return row_record(row, candidates) | told
 
 
 def _chosen(
     rows: RecommendationDataset, index: int, answer: str, choice: int | None
 ) -> dict[str, Any]:
-    named = None if choice is None else rows.candidates(index)[choice]
-    titles, target = rows.builder.titles, rows.rows[index].target
+    row, candidates = rows.rows[index], rows.candidates(index)
+    named = None if choice is None else candidates[choice]
+    titles = rows.builder.titles
     # A title can belong to two items and name either: hits are of titles, as in free decoding.
-    hit = named is not None and fold_title(titles[named]) == fold_title(titles[target])
-    return _row(rows, index) | {"answer": answer, "named": named, "hit": hit}
+    hit = named is not None and fold_title(titles[named]) == fold_title(titles[row.target])
+    return row_record(row, candidates) | {"answer": answer, "named": named, "hit": hit}
 
 
 def _ranked(rows: RecommendationDataset, index: int, scores: CandidateScores) -> dict[str, Any]:
-    candidates = rows.candidates(index)
-    place = candidates.index(rows.rows[index].target)
+    row, candidates = rows.rows[index], rows.candidates(index)
+    place = candidates.index(row.target)
     rank = float(ranks_of_target(scores.mean[None], [place])[0])
     best = np.flatnonzero(scores.mean == scores.mean.max())
-    return _row(rows, index) | {
+    return row_record(row, candidates) | {
         **{f"{name}_log_likelihood": getattr(scores, name).tolist() for name in NORMALISATIONS},
         "rank": rank,
         "named": candidates[best[0]] if len(best) == 1 else None,
         "hit": rank == 0,
         "way": scores.way,
-    }
-
-
-def _row(rows: RecommendationDataset, index: int) -> dict[str, Any]:
-    row = rows.rows[index]
-    return {
-        "user": row.user,
-        "history": list(row.history),
-        "target": row.target,
-        "candidates": list(rows.candidates(index)),
     }
 
 

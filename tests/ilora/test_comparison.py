@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 from ilora.cli import app
 from ilora.comparison import average, compare, find_evaluation, read_answers
 from ilora.errors import InputError
+from ilora.evaluation.evaluate import evaluate
 from ilora.evaluation.paired import holm, mcnemar, permutation_p
+from tests.ilora.tiny_world import World
 
 HITS = {
     "a": [1, 1, 1, 1, 1, 1, 1, 0, 1, 1],
@@ -110,6 +112,29 @@ def test_other_rows_are_refused(tmp_path: Path, other: Any, told: str) -> None:
         compare(both)
     with pytest.raises(InputError, match=told):
         average(both, "both")
+
+
+@pytest.mark.parametrize("label", ["test-free", "test-rank", "val-constrained"])
+def test_an_encoder_is_compared_by_its_ranking_however_the_others_answered(
+    tmp_path: Path, label: str
+) -> None:
+    split = label.split("-")[0]
+    encoder = write(tmp_path / "sasrec", HITS["a"], label=f"{split}-encoder")
+    run = write(tmp_path / "ilora", HITS["b"], label=label)
+    folders = [find_evaluation(path, label) for path in (encoder, run)]
+    (one,) = compare([read_answers(folder, str(folder)) for folder in folders])
+    assert one.mcnemar_p == mcnemar(HITS["a"], HITS["b"]).p
+
+
+def test_a_trained_encoder_is_compared_with_an_evaluated_model(
+    world: World, tmp_path: Path
+) -> None:
+    evaluate(world.recommender(), world.folder, out=tmp_path / "free")
+    done = run("compare", world.encoder, tmp_path / "free", "--out", tmp_path / "table.json")
+    assert done.exit_code == 0, done.output
+    (one,) = json.loads((tmp_path / "table.json").read_text())["comparisons"]
+    ranking = json.loads((world.encoder / "metrics.json").read_text())["test"]
+    assert (one["n"], one["mean_first"]) == (ranking["n"], ranking["hr@1"])
 
 
 def test_a_run_with_fewer_rows_is_refused(tmp_path: Path) -> None:

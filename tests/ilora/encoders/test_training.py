@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,6 +153,26 @@ def test_the_metrics_file_tells_data_seed_best_epoch_and_intervals(
         low, high = written[split]["ci95"]["hr@1"]
         assert low <= written[split]["hr@1"] <= high
         assert written[split]["n"] == len(small_folder.rows(split, min_history=3))
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_every_row_of_the_ranking_is_written_beside_its_figures(
+    small_folder: DataFolder, trained: EncoderResult, split: Any
+) -> None:
+    place = trained.path / "evaluation" / f"{split}-encoder"
+    metrics = json.loads((place / "metrics.json").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (place / "predictions.jsonl").read_text().splitlines()]
+    assert metrics["data"]["sha256"] == small_folder.sha256
+    assert metrics["hr@1"] == trained.metrics[split]["hr@1"]
+    assert metrics["hr@1"] == np.mean([line["hit"] for line in lines])
+    ranks = target_ranks(trained.encoder, small_folder, split)
+    assert [line["rank"] for line in lines] == ranks.tolist()
+    assert [line["hit"] for line in lines] == (ranks == 0).tolist()
+    shown = [(line["user"], line["history"], line["target"], line["candidates"]) for line in lines]
+    assert shown == [
+        (row.user, list(row.history), row.target, list(candidates))
+        for row, candidates in small_folder.ranked_rows(split, min_history=3)
+    ]
 
 
 def test_the_weights_of_the_best_epoch_are_kept(small_folder: DataFolder, tmp_path: Path) -> None:

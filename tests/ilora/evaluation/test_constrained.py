@@ -87,11 +87,12 @@ def test_free_answers_of_the_same_model_are_none_of_the_candidates(world: World)
     assert collator is not None
 
 
+@pytest.mark.parametrize("gate", ["linear", "per-layer"])
 @pytest.mark.parametrize("build", [llama, gpt2])
 def test_with_a_beam_for_every_candidate_the_answer_is_the_first_of_the_ranking(
-    world: World, build: Any
+    world: World, build: Any, gate: str
 ) -> None:
-    model = recommender(world, build)
+    model = recommender(world, build, gate=gate)
     rows, collator = rows_of(world, model)
     scored = list(score_candidates(model, rows, collator, batch_size=3))
     titles = rows.builder.titles

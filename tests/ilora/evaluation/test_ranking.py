@@ -115,13 +115,15 @@ def mistral(size: int, eos: int, window: int = 8) -> PreTrainedModel:
     return MistralForCausalLM(config)
 
 
-def recommender(world: World, build: Build, **adapter: Any) -> ILoRARecommender:
+def recommender(
+    world: World, build: Build, *, gate: Any = "linear", **prompts: Any
+) -> ILoRARecommender:
     """A model of that shape whose experts, gate and projector all show."""
     torch.manual_seed(3)
     tokenizer = load_tokenizer(world.llm)
     llm = build(len(tokenizer), int(tokenizer.eos_token_id)).requires_grad_(False)
-    settings = AdapterSettings(dropout=0.0, **adapter)
-    return stir(ILoRARecommender(llm, tokenizer, load_encoder(world.encoder), settings)).eval()
+    settings, encoder = AdapterSettings(dropout=0.0, gate=gate), load_encoder(world.encoder)
+    return stir(ILoRARecommender(llm, tokenizer, encoder, settings, **prompts)).eval()
 
 
 class Shown(OneRow):
@@ -243,6 +245,33 @@ def test_every_user_has_a_mixture_of_his_own(world: World) -> None:
     assert not torch.allclose(one, other, rtol=1e-3)
     exact = score_separately(model, collator, prompts, [answers, answers])
     torch.testing.assert_close(torch.stack([one, other]), torch.stack(exact), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("build", [llama, gpt2])
+def test_with_a_gate_per_layer_every_way_gives_the_scores_of_brute_force(
+    world: World, build: Build, way: Any
+) -> None:
+    model = recommender(world, build, gate="per-layer")
+    rows, collator = rows_of(world, model)
+    expected = by_brute_force(world, model, rows)
+    batch = world.batch(model, [rows[user] for user in range(3)])
+    gates = model.gates(batch["histories"]).detach()  # [B, layers, K]
+    spread = [float((gates - gates.mean(dim, keepdim=True)).abs().max()) for dim in (0, 1)]
+    assert min(spread) > 0.05  # users differ, and so do layers
+    scored = list(score_candidates(model, rows, collator, batch_size=3, way=way))
+    for got, wanted in zip(scored, expected, strict=True):
+        np.testing.assert_allclose(got.sum, wanted.sum, rtol=1e-4)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_prompts_of_titles_alone_are_ranked_as_by_brute_force(world: World, way: Any) -> None:
+    model = recommender(world, llama, hybrid=False, placeholders=False)
+    rows, collator = rows_of(world, model)
+    assert model.placeholder_id not in rows[0].input_ids
+    scored = list(score_candidates(model, rows, collator, batch_size=3, way=way))
+    for got, wanted in zip(scored, by_brute_force(world, model, rows), strict=True):
+        np.testing.assert_allclose(got.sum, wanted.sum, rtol=1e-4)
 
 
 def test_a_packed_row_is_prompt_and_candidates_without_their_last_tokens(world: World) -> None:
