@@ -23,6 +23,10 @@ def add_to(app: typer.Typer) -> None:
             "--learning-rates 3e-4,1e-3,3e-3 --seeds 0,1,2 --out runs/sweep",
             "ilora sweep --config runs/ilora/settings.yaml --learning-rates 1e-3 --seeds 0,1,2,3,4 "
             "--methods ilora --decode free --out runs/seeds",
+            "ilora sweep --config runs/ilora/settings.yaml --learning-rates 1e-3 --seeds 0,1,2 "
+            "--experts 1,2,4,8 --out runs/experts",
+            "ilora sweep --config runs/ilora/settings.yaml --learning-rates 1e-3 --seeds 0,1,2 "
+            "--gates linear,random-init,token-collapsed,uniform --out runs/gates",
         )
     )(sweep)
 
@@ -36,6 +40,13 @@ def sweep(
     methods: Annotated[
         str, typer.Option(help="lora, ilora; each gets every rate and seed.")
     ] = "lora,ilora",
+    experts: Annotated[
+        str | None,
+        typer.Option(help="Numbers of experts of iLoRA, with commas between; 1 is LoRA."),
+    ] = None,
+    gates: Annotated[
+        str | None, typer.Option(help="Gates of iLoRA by name, with commas between.")
+    ] = None,
     decode: Annotated[
         str, typer.Option(help="How to measure: free, constrained or rank.")
     ] = "rank",
@@ -56,7 +67,7 @@ def sweep(
 ) -> None:
     """Give LoRA and iLoRA the same learning rates and seeds; choose on validation, then test.
 
-    Run it again to go on after a stop, or with further rates or seeds to add their runs.
+    Run it again to go on after a stop, or with further rates, seeds, experts or gates to add runs.
     """
     from ilora.config import read_settings
 
@@ -79,13 +90,19 @@ def sweep(
                 out,
                 learning_rates=rates,
                 seeds=numbers,
-                methods=[part.strip() for part in methods.split(",")],
+                methods=_names(methods),
+                experts=[] if experts is None else _numbers("experts", experts, int),
+                gates=[] if gates is None else _names(gates),
                 decode=cast(Any, decode),  # checked by the callee
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; the same command goes on from there") from None
     _print(table)
     typer.echo(f"wrote {out / 'sweep.json'}; next: ilora report {out / 'trials'}", err=True)
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
 
 
 def _numbers(name: str, text: str, kind: Callable[[str], T]) -> list[T]:
@@ -107,18 +124,18 @@ def _print(table: dict[str, Any]) -> None:
 
     trials = Table(title="Trials", title_justify="left", **TABLE_STYLE)
     for heading in (
-        "method",
+        "variant",
         "rate",
         "seed",
         "validation\nHitRatio@1",
         "validation\nloss",
         "seconds",
     ):
-        trials.add_column(heading, justify="left" if heading == "method" else "right")
+        trials.add_column(heading, justify="left" if heading == "variant" else "right")
     for trial in table["trials"]:
         val = trial.get("val", {})
         cells = (
-            trial["method"],
+            trial["variant"],
             f"{trial['learning_rate']:g}",
             str(trial["seed"]),
             figure(val.get("hit_ratio_at_1")) if val else trial["status"],
@@ -129,7 +146,7 @@ def _print(table: dict[str, Any]) -> None:
     Console().print(trials)
     pairs = []
     for row in table["test"]:
-        name = f"{row['method']} at {row['learning_rate']:g}, {len(row['seeds'])} seeds"
+        name = f"{row['variant']} at {row['learning_rate']:g}, {len(row['seeds'])} seeds"
         for split in ("val", "test"):
             told = row[split]
             sd = "" if told["sd"] is None else f" ± {told['sd']:.3f}"

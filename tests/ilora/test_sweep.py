@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ import torch
 
 import ilora.sweep
 from ilora.comparison import average, compare, read_answers
+from ilora.config import read_settings
 from ilora.errors import InputError
-from ilora.sweep import Trial, run_sweep, select_rates
+from ilora.gate_config import MLP, TopK
+from ilora.sweep import Trial, Variant, list_variants, run_sweep, select_rates
 from ilora.training import train
 from tests.ilora.tiny_world import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RATES, SEEDS = (1e-3, 3e-2), (0, 1)
+LORA = Variant("lora", "lora", 1, None)
 
 
 def sweep(world: World, out: Path, **options: Any) -> dict[str, Any]:
@@ -57,7 +61,7 @@ def test_every_method_gets_every_rate_with_every_seed(done: Done) -> None:
 
 def test_a_trial_differs_from_the_settings_in_method_rate_and_seed_alone(world: World) -> None:
     base = world.settings()
-    tree = Trial("lora", 0.5, 7).settings(base).model_dump()
+    tree = Trial(LORA, 0.5, 7).settings(base).model_dump()
     assert (tree["adapter"]["method"], tree["training"]["learning_rate"], tree["seed"]) == (
         "lora",
         0.5,
@@ -69,10 +73,70 @@ def test_a_trial_differs_from_the_settings_in_method_rate_and_seed_alone(world: 
     assert tree == base.model_dump()
 
 
+def test_an_ilora_trial_has_its_experts_and_gate_and_keeps_the_options_of_the_gate_it_shares(
+    world: World,
+) -> None:
+    base = world.settings({"adapter.gate": {"name": "top-k", "k": 1}})
+    own, other = list_variants(base, ["ilora"], [2], ["top-k", "mlp"])
+    adapter = Trial(own, 1e-3, 0).settings(base).adapter
+    assert (adapter.experts, adapter.gate) == (2, TopK(k=1))
+    adapter = Trial(other, 1e-3, 0).settings(base).adapter
+    assert (adapter.experts, adapter.gate) == (2, MLP())
+
+
+def test_variants_are_named_by_what_differs_and_one_expert_is_lora(world: World) -> None:
+    base = world.settings()  # four experts, linear gate
+
+    def names(*plan: Any) -> list[str]:
+        return [variant.name for variant in list_variants(base, *plan)]
+
+    assert names() == ["lora", "ilora"]
+    assert names(("lora", "ilora"), [1, 2, 4, 8]) == [
+        "lora",
+        "ilora-2experts",
+        "ilora",
+        "ilora-8experts",
+    ]
+    assert names(["ilora"], (), ["linear", "mlp"]) == ["ilora", "ilora-mlp"]
+    assert names(["ilora"], [1, 2], ["linear", "mlp"]) == [
+        "lora",
+        "ilora-2experts",
+        "ilora-mlp-2experts",
+    ]
+
+
+def test_a_sweep_of_experts_and_gates_compares_every_variant_with_the_first(
+    done: Done, world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trained: list[str] = []
+
+    def count(settings: Any, out: Path, **options: Any) -> Any:
+        trained.append(out.name)
+        return train(settings, out, **options)
+
+    monkeypatch.setattr(ilora.sweep, "train", count)
+    earlier, _ = done
+    out = shutil.copytree(earlier, tmp_path / "out")  # with what lora and ilora have already
+    plan: Any = {"experts": [1, 2, 4], "gates": ["linear", "uniform"]}
+    table = sweep(world, out, learning_rates=RATES[:1], seeds=SEEDS[:1], **plan)
+    variants = ["lora", "ilora-2experts", "ilora-uniform-2experts", "ilora", "ilora-uniform"]
+    assert list(table["selected"]) == [row["variant"] for row in table["test"]] == variants
+    assert trained == [
+        f"{name}-0.001-seed0"
+        for name in ("ilora-2experts", "ilora-uniform-2experts", "ilora-uniform")
+    ]
+    pairs = [(one["first"], one["second"]) for one in table["comparisons"]]
+    assert pairs == [("lora", other) for other in variants[1:]]
+    two = next(t for t in table["trials"] if t["variant"] == "ilora-uniform-2experts")
+    assert (two["method"], two["experts"], two["gate"]) == ("ilora", 2, "uniform")
+    saved = read_settings(out / two["run"] / "settings.yaml", {}).adapter
+    assert (saved.experts, saved.gate.name) == (2, "uniform")
+
+
 def test_only_the_chosen_runs_meet_the_test_users(done: Done) -> None:
     out, table = done
     for trial in table["trials"]:
-        chosen = table["selected"][trial["method"]] == trial["learning_rate"]
+        chosen = table["selected"][trial["variant"]] == trial["learning_rate"]
         assert ("test" in trial) == chosen
         assert (out / trial["run"] / "evaluation" / "test-rank").exists() == chosen
 
@@ -83,7 +147,7 @@ def test_the_test_figures_are_means_over_seeds_with_their_interval(done: Done) -
         own = [
             t
             for t in table["trials"]
-            if (t["method"], t["learning_rate"]) == (row["method"], row["learning_rate"])
+            if (t["variant"], t["learning_rate"]) == (row["variant"], row["learning_rate"])
         ]
         values = [metrics(out, trial, "test")["hit_ratio_at_1"] for trial in own]
         assert row["seeds"] == list(SEEDS)
@@ -160,10 +224,10 @@ def test_a_run_that_diverged_is_told_and_its_rate_not_chosen(
 
 
 def trial(
-    rate: float, figure: float | None, method: str = "lora", test: float = 0
+    rate: float, figure: float | None, variant: str = "lora", test: float = 0
 ) -> dict[str, Any]:
     status = "diverged" if figure is None else "finished"
-    told: dict[str, Any] = {"method": method, "learning_rate": rate, "status": status}
+    told: dict[str, Any] = {"variant": variant, "learning_rate": rate, "status": status}
     return told | {"val": {"hit_ratio_at_1": figure}, "test": {"hit_ratio_at_1": test}}
 
 
@@ -177,7 +241,7 @@ def test_of_equal_rates_the_lower_is_chosen() -> None:
     assert select_rates([trial(3, 0.5), trial(1, 0.5), trial(2, 0.5)]) == {"lora": 1}
 
 
-def test_a_method_that_diverged_everywhere_is_told() -> None:
+def test_a_variant_that_diverged_everywhere_is_told() -> None:
     with pytest.raises(InputError, match="lora diverged at every one"):
         select_rates([trial(1, 0.5), trial(1, None)])
 
@@ -193,7 +257,7 @@ def test_a_trial_of_other_settings_is_refused_before_anything_is_trained(
             learning_rates=(5e-4, *RATES),
             seeds=SEEDS,
         )
-    assert not (out / "trials" / Trial("lora", 5e-4, 0).name).exists()
+    assert not (out / "trials" / Trial(LORA, 5e-4, 0).name).exists()
 
 
 @pytest.mark.parametrize(
@@ -206,6 +270,10 @@ def test_a_trial_of_other_settings_is_refused_before_anything_is_trained(
         ({"learning_rates": [float("nan")]}, "nan is no rate"),
         ({"methods": ["dora"]}, "'dora' is none"),
         ({"decode": "beam"}, "decode is 'beam'"),
+        ({"experts": [2, 2]}, "experts: .* nothing twice"),
+        ({"experts": [3]}, "rank 8 is not a multiple of 3 experts"),
+        ({"gates": ["top"]}, "adapter.gate in the options is 'top'; choose one of linear"),
+        ({"gates": ["mlp"], "methods": ["lora"]}, "those of ilora; add it"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(
