@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ilora.data.pandas_frames import Type, make_bytes, make_scalar
 from ilora.errors import InputError
 from ilora.pickle_reader import (
     MOST_BYTES,
@@ -36,6 +35,7 @@ from ilora.pickle_reader import (
     read_pickle,
     read_pickle_at,
 )
+from ilora.pickled_arrays import NUMBER_MAKERS
 
 REMEDY = "take the file from the people who trained it, or save its state_dict alone"
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -349,11 +349,7 @@ MAKERS: dict[tuple[str, str], Maker] = {
     ("collections", "OrderedDict"): _dict,
     ("builtins", "set"): _set,
     ("__builtin__", "set"): _set,
-    ("_codecs", "encode"): make_bytes,
-    # Sizes that were counted with numpy stay its numbers.
-    ("numpy", "dtype"): Type,
-    ("numpy.core.multiarray", "scalar"): make_scalar,
-    ("numpy._core.multiarray", "scalar"): make_scalar,
+    **NUMBER_MAKERS,  # sizes that were counted with numpy stay its numbers
     # Settings that Lightning puts into its checkpoints.
     ("pytorch_lightning.utilities.parsing", "AttributeDict"): _dict,
     ("lightning_fabric.utilities.data", "AttributeDict"): _dict,

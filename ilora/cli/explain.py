@@ -129,6 +129,7 @@ def gradients(
     _require_split(split)
     with quiet_libraries():
         from ilora.data.folder import DataFolder
+        from ilora.data.progress import with_slow_bar
         from ilora.explain.gates import label_users
         from ilora.explain.gradients import explain_gradients, gradient_similarity
         from ilora.model_folder import find_model_folder, load_model
@@ -154,7 +155,7 @@ def gradients(
             users=users,
             batch_size=batch_size,
             seed=seed,
-            bar=_bar,
+            bar=lambda halves: with_slow_bar(halves, "gradients", len(halves)),
         )
         place = out or _explain_folder(model)
         explain_gradients(found, place)
@@ -192,16 +193,6 @@ def _explain_folder(model: Path) -> Path:
     from ilora.model_folder import find_model_folder
 
     return run_folder(find_model_folder(model)) / "explain"
-
-
-def _bar(halves: Any) -> Any:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    return track(
-        halves, "gradients", console=console, transient=True, disable=not console.is_terminal
-    )
 
 
 def _print_similarity(found: Any) -> None:

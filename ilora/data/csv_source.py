@@ -12,7 +12,6 @@ from ilora.data.csv_table import read_table
 from ilora.data.folder import DataFolder, write_folder
 from ilora.data.interactions import (
     Interaction,
-    k_core,
     number_ids,
     require_core,
     titled_catalog,
@@ -21,8 +20,6 @@ from ilora.data.jsonl import shorten
 from ilora.data.manifest import Domain
 from ilora.data.sequences import WINDOW
 from ilora.errors import InputError
-
-__all__ = ["CsvColumns", "Interaction", "build_csv", "k_core", "number_ids", "parse_time"]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ilora.data.jsonl import shorten
 from ilora.data.manifest import Domain
 from ilora.data.movielens import read_catalog
 from ilora.data.pandas_frames import read_frame
-from ilora.data.progress import files_with_bar
+from ilora.data.progress import with_slow_bar
 from ilora.data.sequences import Row, Split
 from ilora.errors import InputError
 
@@ -64,7 +64,7 @@ def build_llara(
     catalog = _read_titles(source)
     frames = {
         split: read_frame(source / FRAME_FILES[split])
-        for split in files_with_bar(list(FRAME_FILES), "reading frames")
+        for split in with_slow_bar(FRAME_FILES, "reading frames", len(FRAME_FILES))
     }
     window = max(1, *(_window(source / FRAME_FILES[split], frames[split]) for split in frames))
     return write_folder(

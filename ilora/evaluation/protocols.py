@@ -12,14 +12,12 @@ one that cannot be told from another), and ``hit``.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from ilora.data.collation import Collator, RecommendationDataset
+from ilora.data.progress import with_slow_bar
 from ilora.evaluation.constrained import decode_candidates
 from ilora.evaluation.decoding import decode_answers
 from ilora.evaluation.metrics import (
@@ -40,7 +38,6 @@ NORMALISATIONS = {  # of a title's log-likelihood; the first one ranks
     "sum": "log-likelihood of title and terminator",
     "per_character": "log-likelihood of title and terminator by character of the title",
 }
-T = TypeVar("T")
 
 
 def predict(
@@ -56,14 +53,14 @@ def predict(
     count = -(-len(rows) // batch_size)
     if decode == "free":
         answers = decode_answers(model, rows, collator, batch_size=batch_size)
-        told = [answer for batch in _bar(answers, count, "answering") for answer in batch]
+        told = [answer for batch in with_slow_bar(answers, "answering", count) for answer in batch]
         return [_answered(rows, i, answer) for i, answer in enumerate(told)]
     if decode == "constrained":
         choices = decode_candidates(model, rows, collator, batch_size=batch_size, beams=beams)
-        chosen = [choice for batch in _bar(choices, count, "choosing") for choice in batch]
+        chosen = [choice for batch in with_slow_bar(choices, "choosing", count) for choice in batch]
         return [_chosen(rows, i, text, c) for i, (text, c) in enumerate(chosen)]
     scores = score_candidates(model, rows, collator, batch_size=batch_size)
-    return [_ranked(rows, i, s) for i, s in enumerate(_bar(scores, len(rows), "ranking"))]
+    return [_ranked(rows, i, s) for i, s in enumerate(with_slow_bar(scores, "ranking", len(rows)))]
 
 
 def measure(
@@ -150,15 +147,3 @@ def _ranked(rows: RecommendationDataset, index: int, scores: CandidateScores) ->
         "hit": rank == 0,
         "way": scores.way,
     }
-
-
-def _bar(values: Iterable[T], total: int, description: str) -> Iterable[T]:
-    console = Console(stderr=True)
-    return track(
-        values,
-        description,
-        total=total,
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from ilora import pickle_reader
-from ilora.data.pandas_frames import make_bytes, read_frame
+from ilora.data.pandas_frames import read_frame
 from ilora.errors import InputError
 from ilora.pickle_reader import MOST_BYTES, Built, RefusalError, no_call, read_pickle
+from ilora.pickled_arrays import make_bytes
 from tests.ilora.pickle_writer import Made, Named, Outside, frame, written
 
 PLAIN = [None, True, False, 0, 255, -1, 2**40, -(2**70), 1.5, "text", "é\ud800", b"bytes", (), (1,)]
