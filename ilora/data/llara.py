@@ -31,6 +31,7 @@ FRAME_FILES: dict[Split, str] = {
     "test": "Test_data.df",
 }
 COLUMNS = ("seq", "len_seq", "next")
+LONGEST_ID = 18  # digits
 SPLIT_RULE = "as published: the rows of train_data.df, Val_data.df and Test_data.df, in their order"
 
 
@@ -98,7 +99,8 @@ def read_id2name(path: Path) -> Catalog:
         raise InputError(f"{path} is not UTF-8 ({error.reason}); convert it") from None
     for number, line in enumerate(text.rstrip("\n").split("\n"), start=1):
         item, separator, title = line.partition("::")
-        if not (separator and item.isascii() and item.isdigit()) or int(item) in titles:
+        sound = separator and item.isascii() and item.isdigit() and len(item) <= LONGEST_ID
+        if not sound or int(item) in titles:
             raise InputError(
                 f"{path} line {number}: {shorten(line)} does not begin with a new id and ::; "
                 "take id2name.txt as it was published"

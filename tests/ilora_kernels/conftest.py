@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+
+import os
 
 import pytest
 import torch
@@ -12,47 +13,26 @@ if not torch.cuda.is_available():  # before triton is imported: kernels then run
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from ilora_kernels import backends, use_backend
-from ilora_kernels.backends import requested
 
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-CPU_PLACES = [pytest.param(("cpu", name), id=f"cpu-{name}") for name in ("torch", "triton")]
-GPU_PLACES = [
-    pytest.param(("cuda", name), id=f"cuda-{name}", marks=pytest.mark.gpu)
-    for name in ("torch", "triton", "cuda")
+PLACES = [
+    pytest.param(("cpu", "torch"), id="cpu-torch"),
+    pytest.param(("cpu", "triton"), id="cpu-triton"),
+    *(
+        pytest.param(("cuda", name), id=f"cuda-{name}", marks=pytest.mark.gpu)
+        for name in ("torch", "triton", "cuda")
+    ),
 ]
 
 
-@pytest.fixture(params=[*CPU_PLACES, *GPU_PLACES])
+@pytest.fixture(params=PLACES)
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    yield from _in_place(*request.param)
-
-
-@pytest.fixture(params=[CPU_PLACES[1], GPU_PLACES[1]])
-def triton_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """Where the Triton backend runs: in its interpreter on a CPU, compiled on a GPU."""
-    yield from _in_place(*request.param)
-
-
-def _in_place(device_type: str, backend: str) -> Iterator[torch.device]:
+    device_type, backend = request.param
     if device_type == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA GPU here")
-    if (device_type, backend) == ("cpu", "triton") and os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("kernels are compiled for the GPU here; TRITON_INTERPRET=1 interprets them")
     if reason := backends()[backend]:
         pytest.skip(reason)
     with use_backend(backend):
         yield torch.device(device_type)
-
-
-@pytest.fixture(params=DTYPES, ids=str)
-def dtype(request: pytest.FixtureRequest, device: torch.device) -> torch.dtype:
-    """Every dtype that the backend in use takes on ``device``."""
-    wanted: torch.dtype = request.param
-    if requested() == "triton" and wanted == torch.float64:
-        pytest.skip("the triton backend takes no float64")
-    if requested() == "triton" and wanted == torch.bfloat16 and device.type == "cpu":
-        pytest.skip("Triton's interpreter computes bfloat16 wrongly")
-    return wanted
 
 
 @pytest.fixture(autouse=True)

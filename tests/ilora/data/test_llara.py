@@ -133,6 +133,7 @@ def test_a_frame_that_wants_to_run_something_is_refused(published: Path, tmp_pat
         ("zero::A\n", "line 1"),
         ("", "line 1"),
         ("0::A\n-1::B\n", "line 2"),
+        (f"0::A\n{'9' * 5000}::B\n", "line 2"),  # Python refuses to read so long a number
     ],
 )
 def test_titles_that_do_not_add_up_are_named(text: str, told: str, tmp_path: Path) -> None:
