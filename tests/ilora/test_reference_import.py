@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from ilora.cli import app
+from ilora.comparison import find_evaluation, read_answers
 from ilora.encoders import load_encoder, pad_histories, read_encoder_config
 from ilora.errors import InputError
 from ilora.model_folder import load_model, save_model
@@ -113,6 +114,8 @@ def test_the_report_names_every_tensor_and_the_encoder_is_measured(
     assert len(report["checkpoint"]["sha256"]) == 64
     metrics = json.loads((imported_encoder / "metrics.json").read_text())
     assert metrics["test"] == report["test"]
+    answers = read_answers(find_evaluation(imported_encoder, "test-rank"), "imported")
+    assert answers.values.mean() == metrics["test"]["hr@1"]
 
 
 def test_adapter_gate_and_projector_become_a_model_that_computes_the_same(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from ilora.comparison import find_evaluation, read_answers
 from ilora.data.folder import DataFolder
 from ilora.encoders import (
     EncoderResult,
@@ -127,6 +128,8 @@ def test_every_encoder_comes_back_from_its_folder_to_the_bit(
     )
     ranks = target_ranks(loaded, small_folder, "test")
     assert result.metrics["test"]["hr@1"] == hit_ratio(ranks)
+    answers = read_answers(find_evaluation(tmp_path / "out", "test-rank"), name)
+    assert answers.values.tolist() == (ranks == 0).tolist()
 
 
 def test_a_loaded_encoder_is_the_trained_one_to_the_bit(
