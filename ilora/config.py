@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ilora.errors import InputError
 from ilora.files import atomic_file
+from ilora.gate_config import BY_NAME, GateSettings, Linear
 
 
 class Settings(BaseModel):
@@ -24,26 +25,37 @@ class Settings(BaseModel):
 
 
 class AdapterSettings(Settings):
-    """The low-rank experts. ``method: lora`` is the same thing with one expert and no gate."""
+    """The low-rank experts. ``method: lora`` is the same thing with one expert and no gate.
 
-    method: Literal["ilora", "lora"] = "ilora"
+    ``method: none`` is the language model as it is: nothing is trained, and it reads titles alone.
+    """
+
+    method: Literal["ilora", "lora", "none"] = "ilora"
     rank: int = Field(8, ge=1, description="total rank R over all experts")
-    num_experts: int = Field(4, ge=1, description="K; ignored by method lora, which has one")
+    num_experts: int = Field(4, ge=1, description="K; 1 for the other methods, whatever it says")
     alpha: float = Field(32.0, gt=0)
     dropout: float = Field(0.1, ge=0, lt=1)
     scaling: Literal["expert", "total"] = "expert"
-    gate: Literal["linear"] = "linear"
+    gate: GateSettings = Linear()
     target_modules: list[str] | str = "all-linear"
 
     @property
     def experts(self) -> int:
         """K, which is 1 for plain LoRA."""
-        return 1 if self.method == "lora" else self.num_experts
+        return self.num_experts if self.method == "ilora" else 1
+
+    @property
+    def gates_per_layer(self) -> bool:
+        """Whether every adapted layer has a mixture of its own."""
+        return self.gate.name == "per-layer" and self.experts > 1
 
     @model_validator(mode="after")
     def _experts_share_the_rank(self) -> AdapterSettings:
         if self.rank % self.experts:
             raise ValueError(f"rank {self.rank} is not a multiple of {self.experts} experts")
+        chosen = getattr(self.gate, "k", None)
+        if self.method == "ilora" and chosen is not None and chosen > self.num_experts:
+            raise ValueError(f"gate.k {chosen} is more than the {self.num_experts} experts")
         return self
 
 
@@ -62,7 +74,7 @@ class TrainingSettings(Settings):
     warmup_ratio: float = Field(0.05, ge=0, lt=1)
     max_grad_norm: float = Field(1.0, gt=0)
     curriculum: Literal["text-to-hybrid", "hybrid", "text"] = Field(
-        "text-to-hybrid", description="text: no item embeddings at all, in training or after it"
+        "text-to-hybrid", description="text: titles alone, in training and after it"
     )
     min_history: int = Field(3, ge=0, description="rows with a shorter history are left out")
     bf16: bool | None = Field(None, description="default: on a GPU yes, on a CPU no")
@@ -97,6 +109,11 @@ class RunSettings(Settings):
     seed: int = Field(0, ge=0)
     adapter: AdapterSettings = AdapterSettings()
     training: TrainingSettings = TrainingSettings()
+
+    @property
+    def titles_alone(self) -> bool:
+        """Whether prompts hold neither item embeddings nor their placeholders."""
+        return self.training.curriculum == "text" or self.adapter.method == "none"
 
 
 def read_settings(file: Path | None, changes: dict[str, Any]) -> RunSettings:
@@ -138,6 +155,8 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
     for key in path[:-1]:
+        if key == "gate" and isinstance(tree.get(key), str):
+            tree[key] = {"name": tree[key]}  # a name stands for the gate with its defaults
         tree = tree.setdefault(key, {})
         if not isinstance(tree, dict):
             raise InputError(f"config: {key} must hold keys and values to set {'.'.join(path)}")
@@ -146,7 +165,15 @@ def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
 
 def _sentence(error: ValidationError, source: str) -> str:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"]) or "the whole"
+    place = [str(part) for part in first["loc"]]
+    if "gate" in place:  # pydantic puts the gate's name between the key and its option
+        del place[place.index("gate") + 1 : -1]
+    key = ".".join(place) or "the whole"
+    if first["type"] == "union_tag_invalid":
+        given = first["ctx"]["tag"]
+        return f"config: {key} in {source} is {given!r}; choose one of {', '.join(BY_NAME)}"
+    if first["type"] == "union_tag_not_found":
+        return f"config: {key} in {source} has no name; choose one of {', '.join(BY_NAME)}"
     if first["type"] == "extra_forbidden":
         return f"config: {source} has the unknown key {key}; see docs/configuration.md for all keys"
     if first["type"] == "missing":

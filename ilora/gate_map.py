@@ -6,17 +6,18 @@ users who behave alike share a mixture of experts?
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from ilora.data.folder import DataFolder
 from ilora.data.sequences import Row, Split
 from ilora.encoders import SequenceEncoder, pad_histories
 from ilora.errors import InputError
+from ilora.gate import Gate
 
 FloatArray = NDArray[np.float64]
 
@@ -28,6 +29,7 @@ class GateMap:
     Attributes:
         weights: ``[users, K]``; each row sums to 1.
         groups: the behaviour group of each user, None where groups are not known.
+        kind: what a group is called.
 
     Raises:
         InputError: no user, or not one group for each user.
@@ -35,6 +37,7 @@ class GateMap:
 
     weights: FloatArray
     groups: tuple[int, ...] | None = None
+    kind: str = "group"
 
     def __post_init__(self) -> None:
         weights = np.asarray(self.weights, dtype=np.float64)
@@ -66,7 +69,7 @@ class GateMap:
             return [("all users", _by_strongest(self.weights))]
         labels = np.array(self.groups)
         return [
-            (f"group {group}", _by_strongest(self.weights[labels == group]))
+            (f"{self.kind} {group}", _by_strongest(self.weights[labels == group]))
             for group in sorted(set(self.groups))
         ]
 
@@ -75,44 +78,87 @@ class GateMap:
         return {name: weights.mean(axis=0).tolist() for name, weights in self.blocks()}
 
 
+@dataclass(frozen=True)
+class UserMixtures:
+    """What the gate says of some users.
+
+    Attributes:
+        rows: one a user: the latest.
+        weights: ``[users, layers, K]``; one layer where all share a mixture.
+    """
+
+    rows: tuple[Row, ...]
+    weights: FloatArray
+
+    @property
+    def mean(self) -> FloatArray:
+        """``[users, K]``: over the layers."""
+        return self.weights.mean(axis=1)
+
+
 @torch.inference_mode()
+def user_mixtures(
+    encoder: SequenceEncoder,
+    gate: Gate,
+    folder: DataFolder,
+    split: Split = "test",
+    *,
+    min_history: int = 3,
+) -> UserMixtures:
+    """The gate's weights for the users of a split, each read from the latest of their rows.
+
+    The language model is not needed: the gate sees the history alone.
+
+    Raises:
+        InputError: no row has ``min_history`` history items.
+    """
+    rows = [row for _, row in latest_rows(folder, split, min_history)]
+    device = encoder.item_embeddings.weight.device
+    histories = pad_histories([row.history for row in rows], encoder.window, encoder.num_items)
+    mixtures = [gate.mixture(encoder, batch.to(device)) for batch in histories.split(1024)]
+    weights = torch.cat(mixtures).double().cpu().numpy()
+    return UserMixtures(tuple(rows), weights.reshape(len(rows), -1, weights.shape[-1]))
+
+
 def gate_map(
     encoder: SequenceEncoder,
-    gate: nn.Module,
+    gate: Gate,
     folder: DataFolder,
     split: Split = "test",
     *,
     min_history: int = 3,
 ) -> GateMap:
-    """The gate's weights for the users of a split, each read from the latest of their rows.
-
-    The language model is not needed: the gate sees the encoder's representation alone. Rows
-    without a user each count as one of their own.
+    """`user_mixtures`, the mean over the layers, by the behaviour groups that the data knows.
 
     Raises:
         InputError: no row has ``min_history`` history items.
     """
-    rows = _latest_rows(folder.rows(split, min_history=min_history))
-    if not rows:
+    found = user_mixtures(encoder, gate, folder, split, min_history=min_history)
+    return GateMap(found.mean, known_groups(folder, found.rows))
+
+
+def known_groups(folder: DataFolder, rows: Sequence[Row]) -> tuple[int, ...] | None:
+    """The behaviour group of each row's user; None where not all of them are known."""
+    known = folder.groups()
+    groups = [known[row.user] for row in rows if known and row.user is not None]
+    return tuple(groups) if len(groups) == len(rows) else None
+
+
+def latest_rows(folder: DataFolder, split: Split, min_history: int) -> list[tuple[int, Row]]:
+    """One row a user, the last in the file, with its number among those that are long enough.
+
+    Rows of a user follow one another in time. Rows without a user each count as one of their own.
+
+    Raises:
+        InputError: no row has ``min_history`` history items.
+    """
+    latest: dict[int | str, tuple[int, Row]] = {}
+    for number, row in enumerate(folder.rows(split, min_history=min_history)):
+        latest[f"row {number}" if row.user is None else row.user] = number, row
+    if not latest:
         raise InputError(
             f"min_history is {min_history}, which leaves no {split} row of {folder.path}; lower it"
         )
-    device = encoder.item_embeddings.weight.device
-    histories = pad_histories([row.history for row in rows], encoder.window, encoder.num_items)
-    weights = [
-        gate(encoder.history_representation(batch.to(device))).double().cpu()
-        for batch in histories.split(1024)
-    ]
-    known = folder.groups()
-    groups = [known[row.user] for row in rows if known and row.user is not None]
-    return GateMap(torch.cat(weights).numpy(), tuple(groups) if len(groups) == len(rows) else None)
-
-
-def _latest_rows(rows: list[Row]) -> list[Row]:
-    """One row a user, the last in the file: rows of a user follow one another in time."""
-    latest: dict[int | str, Row] = {}
-    for number, row in enumerate(rows):
-        latest[f"row {number}" if row.user is None else row.user] = row
     return list(latest.values())
 
 

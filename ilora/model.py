@@ -9,7 +9,7 @@ history ──► encoder ──► gate ──► mixture of experts in every l
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,10 +20,11 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.modeling_outputs import CausalLMOutput
 
 from ilora.config import AdapterSettings
-from ilora.data.prompts import IGNORED_LABEL
+from ilora.data.catalog import Catalog
+from ilora.data.prompts import IGNORED_LABEL, PromptBuilder
 from ilora.encoders import SequenceEncoder
 from ilora.errors import InputError
-from ilora.gate import build_gate
+from ilora.gate import TokenCollapsedGate, build_gate
 from ilora.peft import ILoraConfig
 from ilora.tokens import placeholder_id, prepare_tokenizer
 
@@ -32,7 +33,8 @@ class ILoRARecommender(nn.Module):
     """A language model that recommends, personalised by instance-wise LoRA.
 
     Trainable are the experts, the gate, the projector and the placeholder's embedding; the
-    language model and the encoder are frozen, and the encoder stays in eval mode.
+    language model and the encoder are frozen, and the encoder stays in eval mode. With method
+    ``none`` nothing is trainable, and the experts add nothing.
 
     Args:
         llm: any causal language model of transformers, or one that already carries the adapter.
@@ -41,6 +43,8 @@ class ILoRARecommender(nn.Module):
         adapter: the experts.
         hybrid: whether items stand in prompts by their embeddings too; False leaves the placeholder
             token everywhere, and the projector is neither used nor trained.
+        placeholders: whether items have one in prompts at all; False is for prompts of titles alone,
+            and then ``hybrid`` must be False.
 
     Batches are those of :class:`ilora.data.collation.Collator`.
     """
@@ -55,16 +59,17 @@ class ILoRARecommender(nn.Module):
         adapter: AdapterSettings,
         *,
         hybrid: bool = True,
+        placeholders: bool = True,
     ) -> None:
         super().__init__()
+        if hybrid and not placeholders:
+            raise InputError("placeholders is False; hybrid prompts put item embeddings in them")
         self.hybrid = hybrid
+        self.placeholders = placeholders
         self.tokenizer = prepare_tokenizer(tokenizer)
         self.placeholder_id = placeholder_id(tokenizer)
         self.adapter = adapter
-        # A model's own sampling settings and penalties must not leak into greedy decoding.
-        llm.generation_config = GenerationConfig(
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-        )
+        llm.generation_config = plain_generation(self.tokenizer)
         self.llm = llm if isinstance(llm, PeftModel) else add_experts(llm, adapter)
         device, width = llm.device, llm.get_input_embeddings().weight.shape[1]
         self.encoder = encoder.requires_grad_(False).eval().to(device)
@@ -72,8 +77,17 @@ class ILoRARecommender(nn.Module):
             nn.Linear(encoder.hidden_size, width), nn.GELU(), nn.Linear(width, width)
         ).to(device)
         self.projector.requires_grad_(hybrid)
-        self.gate = build_gate(adapter.gate, encoder.hidden_size, adapter.experts).to(device)
-        self.placeholder = nn.Parameter(self._mean_embedding())
+        self.gate = build_gate(
+            adapter.gate,
+            encoder.representation_size,
+            adapter.experts,
+            num_layers=self.llm.base_model.num_layers,
+            num_items=encoder.num_items,
+            title_width=width,
+        ).to(device)
+        self.placeholder = nn.Parameter(self._mean_embedding(), requires_grad=placeholders)
+        if adapter.method == "none":
+            self.requires_grad_(False)
 
     def train(self, mode: bool = True) -> ILoRARecommender:
         """As usual, but the frozen encoder stays in eval mode: its dropout is not for us."""
@@ -82,10 +96,26 @@ class ILoRARecommender(nn.Module):
         return self
 
     def gates(self, histories: Tensor) -> Tensor:
-        """``[B, window]`` histories -> ``[B, K]`` mixtures of experts, float32."""
-        with torch.no_grad():
-            z = self.encoder.history_representation(histories)
-        return self.gate(z)
+        """``[B, window]`` histories -> ``[B, K]`` mixtures of experts, float32.
+
+        With a gate per layer ``[B, layers, K]``.
+        """
+        return self.gate.mixture(self.encoder, histories)
+
+    def read_titles(self, titles: Sequence[str]) -> None:
+        """Tell a gate that reads titles what the items are called; any other gate needs none."""
+        if isinstance(self.gate, TokenCollapsedGate):
+            tokens = [
+                self.tokenizer(f" {title}", add_special_tokens=False)["input_ids"]
+                for title in titles
+            ]
+            self.gate.read_titles(tokens, self.llm.get_input_embeddings())
+
+    def prompt_builder(self, catalog: Catalog, domain: str, window: int) -> PromptBuilder:
+        """The builder of prompts as this model reads them."""
+        return PromptBuilder(
+            self.tokenizer, catalog, domain, window, placeholders=self.placeholders
+        )
 
     def embed(self, input_ids: Tensor, item_ids: Tensor, *, text_only: bool = False) -> Tensor:
         """Token embeddings ``[B, S, d]``, with every placeholder replaced.
@@ -168,6 +198,7 @@ class ILoRARecommender(nn.Module):
             The new tokens alone, int64 ``[B · num_return_sequences, ≤ max_new_tokens]``.
         """
         _require_left_padding(batch["attention_mask"])
+        self.llm.generation_config = plain_generation(self.tokenizer)  # whatever was set since
         return self.llm.generate(
             inputs_embeds=self.embed(batch["input_ids"], batch["item_ids"]),
             attention_mask=batch["attention_mask"],
@@ -219,7 +250,15 @@ def peft_config(adapter: AdapterSettings) -> ILoraConfig:
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
         scaling=adapter.scaling,
+        gates_per_layer=adapter.gates_per_layer,
         target_modules=adapter.target_modules,
+    )
+
+
+def plain_generation(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Settings without any of a model's own: its sampling, penalties and forced tokens stay out."""
+    return GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
 
 

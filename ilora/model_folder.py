@@ -34,6 +34,7 @@ from ilora.data.folder import DataFolder
 from ilora.devices import choose_device
 from ilora.encoders import EncoderConfig
 from ilora.errors import InputError
+from ilora.evaluation.records import METRICS_FILE
 from ilora.files import atomic_folder, write_json
 from ilora.model import ILoRARecommender
 from ilora.tensor_files import read_tensors, refuse_pickle, require_same_tensors
@@ -41,7 +42,6 @@ from ilora.tensor_files import read_tensors, refuse_pickle, require_same_tensors
 CONFIG_FILE = "config.yaml"
 WEIGHTS_FILE = "recommender.safetensors"
 ADAPTER_FILES = ("adapter_config.json", SAFETENSORS_WEIGHTS_NAME)
-METRICS_FILE = "metrics.json"
 SAMPLE = 64  # numbers of each parameter that a fingerprint takes
 
 
@@ -67,6 +67,7 @@ class ModelConfig(Settings):
     llm_fingerprint: str
     dtype: Literal["float32", "bfloat16"] = Field(description="of the frozen language model")
     hybrid: bool = Field(description="whether prompts hold item embeddings beside the titles")
+    placeholders: bool = Field(True, description="False: prompts are of titles alone")
     adapter: AdapterSettings
     encoder: EncoderConfig
     data: DataRecord
@@ -179,6 +180,7 @@ def load_model(
             config.encoder.build(),
             config.adapter,
             hybrid=config.hybrid,
+            placeholders=config.placeholders,
         )
     load_weights(path, model)
     return model.eval(), config, catalog

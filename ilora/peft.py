@@ -52,6 +52,8 @@ class ILoraConfig(PeftConfig):
         exclude_modules: names or a regular expression to leave out.
         layers_to_transform, layers_pattern: restrict to some layers, as in PEFT's LoRA.
         modules_to_save: further modules to train and save whole.
+        gates_per_layer: every adapted layer has a mixture of its own: ``gates`` are then
+            ``[layers, K]`` or ``[B, layers, K]``, the layers in the order of ``named_modules``.
     """
 
     r: int = 8
@@ -64,6 +66,7 @@ class ILoraConfig(PeftConfig):
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
     modules_to_save: list[str] | None = None
+    gates_per_layer: bool = False
     task_type: str | TaskType | None = field(default=TaskType.CAUSAL_LM)
 
     def __post_init__(self) -> None:
@@ -85,10 +88,13 @@ class ILoraLinear(FusedILoRALinear, BaseTunerLayer):
     lora_B: nn.ParameterDict  # type: ignore[assignment]
     active_adapters: list[str]
 
-    def __init__(self, base_layer: nn.Module, gates: InstanceGates) -> None:
+    def __init__(
+        self, base_layer: nn.Module, gates: InstanceGates, gate_index: int | None = None
+    ) -> None:
         nn.Module.__init__(self)  # the parameters are kept by adapter, so the parent builds none
         self.base_layer = base_layer.requires_grad_(False)
         self.gates = gates
+        self.gate_index = gate_index
         self.in_features, self.out_features = layer_features(base_layer)
         self.lora_A = nn.ParameterDict()
         self.lora_B = nn.ParameterDict()
@@ -167,7 +173,8 @@ class ILoraModel(BaseTuner):
     """The tuner: every target module becomes an :class:`ILoraLinear`, and all share one holder.
 
     ``forward`` and ``generate`` take ``gates`` (``[K]``, ``[B, K]`` or, in ``forward``,
-    ``[B, S, K]``) and hand it to the layers for the time of the call.
+    ``[B, S, K]``; with ``gates_per_layer`` instead ``[layers, K]`` or ``[B, layers, K]``) and hand
+    it to the layers for the time of the call.
     """
 
     prefix = "lora_"
@@ -198,11 +205,16 @@ class ILoraModel(BaseTuner):
                 f"{current_key} already carries an adapter of another kind; unload it first."
             )
         try:
-            layer = ILoraLinear(target, self.gates)
+            layer = ILoraLinear(target, self.gates, self.num_layers)
         except TypeError as error:
             raise ValueError(f"target_modules names {current_key}: {error}") from error
         layer.add_adapter(adapter_name, peft_config, trainable=trainable)
         self._replace_module(parent, target_name, layer, target)
+
+    @property
+    def num_layers(self) -> int:
+        """The number of adapted layers."""
+        return sum(isinstance(module, ILoraLinear) for module in self.model.modules())
 
     def forward(self, *args: Any, gates: Tensor | None = None, **kwargs: Any) -> Any:
         """Call the language model with one mixture of experts an instance."""
@@ -212,7 +224,7 @@ class ILoraModel(BaseTuner):
 
     def generate(self, *args: Any, gates: Tensor | None = None, **kwargs: Any) -> Any:
         """Generate with one mixture an instance; beams and returned sequences repeat it."""
-        if gates is not None and gates.ndim > 2:
+        if gates is not None and gates.ndim > 2 and not self._per_layer:
             raise ValueError(
                 f"gates has shape {list(gates.shape)}; generate takes [K] or [B, K], because new "
                 "tokens have no gate of their own."
@@ -224,7 +236,8 @@ class ILoraModel(BaseTuner):
     def _gates_of_batch(
         self, gates: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Iterator[None]:
-        if gates is not None and gates.ndim > 1:
+        per_layer = self._per_layer
+        if gates is not None and gates.ndim > 1 + per_layer:
             names = ("input_ids", "inputs", "inputs_embeds")
             inputs = [*args[:1], *(kwargs.get(name) for name in names)]
             batch_sizes = [len(i) for i in inputs if isinstance(i, Tensor)]
@@ -233,8 +246,14 @@ class ILoraModel(BaseTuner):
                     f"gates has shape {list(gates.shape)}, but the batch has {batch_sizes[0]} "
                     "instances; give one row an instance."
                 )
-        with nullcontext() if gates is None else self.gates.set(gates):
+        with nullcontext() if gates is None else self.gates.set(gates, per_layer=per_layer):
             yield
+
+    @property
+    def _per_layer(self) -> bool:
+        """Whether the active adapter has a mixture for every layer."""
+        configs = (self.peft_config.get(name) for name in self.active_adapters)
+        return any(config is not None and config.gates_per_layer for config in configs)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

@@ -94,7 +94,7 @@ def draw_losses(curves: Mapping[str, Mapping[str, Curve]], file: Path) -> None:
             axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             if axis.lines:
                 axis.legend()
-        _save(figure, file)
+        save_picture(figure, file)
 
 
 def draw_bars(
@@ -133,7 +133,7 @@ def draw_bars(
         axis.set_title("Right on the first guess")
         axis.grid(axis="y", visible=False)
         axis.tick_params(axis="y", length=0)
-        _save(figure, file)
+        save_picture(figure, file)
 
 
 def draw_gates(gates: GateMap, file: Path, *, title: str = "Who gets which experts") -> None:
@@ -149,7 +149,7 @@ def draw_gates(gates: GateMap, file: Path, *, title: str = "Who gets which exper
         image = top.imshow(weights, aspect="auto", interpolation="none", extent=extent, **scale)
         top.set_title(f"{title}: one column a user")
         _draw_means(bottom, blocks, edges, scale)
-        bottom.set_title("Mean of each group" if gates.groups is not None else "Mean")
+        bottom.set_title("Mean" if gates.groups is None else f"Mean of each {gates.kind}")
         for axis in (top, bottom):
             axis.set_yticks(range(gates.num_experts), range(1, gates.num_experts + 1))
             axis.set_ylabel("expert")
@@ -165,7 +165,7 @@ def draw_gates(gates: GateMap, file: Path, *, title: str = "Who gets which exper
         if most > 1.15 * even:  # else the two labels would lie on one another
             ticks.append((most, f"{most:.2f} most"))
         bar.set_ticks([tick for tick, _ in ticks], labels=[label for _, label in ticks])
-        _save(figure, file)
+        save_picture(figure, file)
 
 
 def _draw_means(
@@ -188,6 +188,7 @@ def _draw_means(
         )
 
 
-def _save(figure: Figure, file: Path) -> None:
+def save_picture(figure: Figure, file: Path) -> None:
+    """Write a figure as PNG, atomically."""
     with atomic_file(file) as partial:
         figure.savefig(partial, format="png", dpi=DPI)

@@ -22,12 +22,13 @@ from rich.console import Console
 from ilora.base_llm import build_base_llm
 from ilora.config import RunSettings, read_settings
 from ilora.data.folder import DataFolder
-from ilora.data.popularity import item_counts, popularity_scores
 from ilora.data.synthetic import build_synthetic
 from ilora.encoders import EncoderTraining, load_encoder, train_encoder
 from ilora.errors import InputError
 from ilora.evaluation.evaluate import evaluate
 from ilora.evaluation.metrics import ranking_metrics, ranks_of_target
+from ilora.evaluation.popularity import popularity_metrics
+from ilora.evaluation.records import METRICS_FILE, evaluation_folder
 from ilora.gate_map import gate_map
 from ilora.model import ILoRARecommender
 from ilora.report import ReportRow, print_table, write_report
@@ -87,7 +88,7 @@ def run_quickstart(out: Path, *, seed: int = 0) -> list[ReportRow]:
         )
         model, record = _train(settings, out / method, name)
         metrics = evaluate(
-            model, folder, "test", out=out / method / "evaluation" / "test-free", seed=seed
+            model, folder, "test", out=evaluation_folder(out / method, "test-free"), seed=seed
         )
         rows.append(_answers_row(name, metrics, record))
         curves[name] = {"train": loss_curve(record), "validation": loss_curve(record, "eval_loss")}
@@ -155,26 +156,15 @@ def _random(folder: DataFolder, seed: int) -> ReportRow:
     """Guessing: every candidate equally likely, so ranks are drawn evenly."""
     rows = folder.ranked_rows("test", MIN_HISTORY)
     scores = np.random.default_rng(seed).random((len(rows), folder.num_candidates))
-    return _ranking_row("random", scores, rows, seed)
+    places = [candidates.index(row.target) for row, candidates in rows]
+    return ReportRow.of_ranking(
+        "random", ranking_metrics(ranks_of_target(scores, places), seed=seed)
+    )
 
 
 def _popularity(folder: DataFolder, seed: int) -> ReportRow:
-    rows = folder.ranked_rows("test", MIN_HISTORY)
-    scores = popularity_scores(item_counts(folder), [candidates for _, candidates in rows])
-    return _ranking_row("popularity", scores, rows, seed)
-
-
-def _ranking_row(name: str, scores: np.ndarray, rows: list[Any], seed: int) -> ReportRow:
-    places = [candidates.index(row.target) for row, candidates in rows]
-    metrics = ranking_metrics(ranks_of_target(scores, places), seed=seed)
-    return _ranker(name, metrics)
-
-
-def _ranker(name: str, metrics: dict[str, Any], **training: Any) -> ReportRow:
-    """A method that orders the candidates: each of its answers is one of them."""
-    first = metrics["hr@1"]
-    interval = tuple(metrics["ci95"]["hr@1"])
-    return ReportRow(name, first, interval, first, 1.0, metrics["n"], **training)
+    metrics = popularity_metrics(folder, "test", min_history=MIN_HISTORY, seed=seed)
+    return ReportRow.of_ranking("popularity", metrics)
 
 
 def _encoder(folder: DataFolder, path: Path, seed: int) -> ReportRow:
@@ -182,10 +172,10 @@ def _encoder(folder: DataFolder, path: Path, seed: int) -> ReportRow:
         _stage("SASRec: a small encoder of histories, for the gate and the prompts")
         short = EncoderTraining(max_epochs=ENCODER_EPOCHS)
         train_encoder(folder, path, seed=seed, training=short, device="cpu")
-    record = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+    record = json.loads((path / METRICS_FILE).read_text(encoding="utf-8"))
     encoder = load_encoder(path, num_items=len(folder.catalog))
     parameters = sum(p.numel() for p in encoder.parameters())
-    return _ranker(
+    return ReportRow.of_ranking(
         "SASRec", record["test"], seconds=record["seconds"], trainable_parameters=parameters
     )
 

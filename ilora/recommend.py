@@ -43,7 +43,7 @@ class Recommendation:
         ranking: the best of them, the best first.
         answer: what the model says when it answers greedily and freely.
         answered: the candidate that the answer names, None if it names none.
-        gate: the weights of the experts, ``[K]``.
+        gate: the weights of the experts, ``[K]``; of a gate per layer the mean over the layers.
     """
 
     history: tuple[int, ...]
@@ -94,7 +94,7 @@ def recommend(
         candidates: item ids to choose from; None takes the encoder's best twenty, see
             :func:`encoder_candidates`.
         top: how many to return; fewer where there are fewer candidates.
-        batch_size: candidates scored at once.
+        batch_size: candidates scored at once, where the model cannot rank them in one pass.
 
     Raises:
         InputError: no history, no or repeated candidates, an item outside the catalogue, or a
@@ -109,7 +109,7 @@ def recommend(
     _check_items("candidates", candidates, catalog)
     if len(set(candidates)) < len(candidates):
         raise InputError("candidates holds an item more than once; give each once")
-    builder = PromptBuilder(model.tokenizer, catalog, config.data.domain, config.data.window)
+    builder = model.prompt_builder(catalog, config.data.domain, config.data.window)
     rows = OneRow(builder, read, candidates)
     collator = Collator(model.tokenizer, len(catalog), config.data.window, "left")
     model.eval()
@@ -164,7 +164,8 @@ def encoder_candidates(
 
 def _mixture(model: ILoRARecommender, history: Sequence[int]) -> tuple[float, ...]:
     with torch.inference_mode():
-        return tuple(model.gates(_padded(model, history))[0].tolist())
+        weights = model.gates(_padded(model, history))[0]
+        return tuple(weights.reshape(-1, weights.shape[-1]).mean(0).tolist())
 
 
 def _padded(model: ILoRARecommender, history: Sequence[int]) -> torch.Tensor:

@@ -20,6 +20,7 @@ from ilora.errors import InputError
 from ilora.files import atomic_file, write_json
 from ilora.gate_map import GateMap
 from ilora.plots import Bar, Curve, draw_bars, draw_gates, draw_losses
+from ilora.seeds import SeedRow
 from ilora.tables import TABLE_STYLE
 
 REPORT_FILE = "report.md"
@@ -43,6 +44,26 @@ DEFINITIONS = (
 )
 
 
+SEEDS_DEFINITION = (
+    "Runs that differ in the seed alone; the interval of the mean is Student's over the seeds: it says "
+    "what another seed of the training could change, with these test users."
+)
+REFERENCE_DEFINITION = (
+    "The same answers read as the paper's released code reads them: an answer is valid when exactly "
+    "one candidate is a substring of it, and the hit ratio that it publishes is the one over valid "
+    "answers."
+)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Free answers read in another way: right / all rows, right / valid, valid / all rows."""
+
+    hit_ratio_at_1: float
+    hit_ratio_at_1_valid: float | None
+    valid_ratio: float
+
+
 @dataclass(frozen=True)
 class ReportRow:
     """One method's figures.
@@ -56,6 +77,7 @@ class ReportRow:
         n: rows.
         seconds: of training; None where nothing was trained or it is not known.
         trainable_parameters: None where nothing was trained.
+        as_reference: free answers read as the paper's code does; None where there are none.
     """
 
     name: str
@@ -66,6 +88,16 @@ class ReportRow:
     n: int
     seconds: float | None = None
     trainable_parameters: int | None = None
+    as_reference: Reading | None = None
+
+    @classmethod
+    def of_ranking(cls, name: str, ranking: Mapping[str, Any], **training: Any) -> ReportRow:
+        """A method that orders the candidates, of `ilora.evaluation.metrics.ranking_metrics`.
+
+        Each of its answers is a candidate; ``training`` are the fields that tell of it.
+        """
+        first, (low, high) = ranking["hr@1"], ranking["ci95"]["hr@1"]
+        return cls(name, first, (float(low), float(high)), first, 1.0, ranking["n"], **training)
 
     def cells(self) -> tuple[str, ...]:
         """The row in words, one text for each of ``COLUMNS``."""
@@ -109,6 +141,7 @@ def write_report(
     gates: GateMap | Mapping[str, GateMap] | None = None,
     notes: Sequence[str] = (),
     chance: float | None = None,
+    seeds: Sequence[SeedRow] = (),
 ) -> Path:
     """Write ``report.md``, ``report.json`` and the pictures into the folder ``out``.
 
@@ -119,6 +152,7 @@ def write_report(
         gates: one map, or one for each run by name.
         notes: sentences that a reader should have in mind.
         chance: the hit ratio of guessing, drawn as a line.
+        seeds: methods summed up over their seeds.
 
     Returns:
         The path of ``report.md``.
@@ -139,11 +173,12 @@ def write_report(
             "gate_means": {name: map_.means() for name, map_ in maps.items()},
             "notes": list(notes),
             "chance": chance,
+            "seeds": [dataclasses.asdict(row) for row in seeds],
         },
     )
     path = Path(out) / REPORT_FILE
     with atomic_file(path) as partial:
-        partial.write_text(_markdown(title, rows, pictures, notes), encoding="utf-8")
+        partial.write_text(_markdown(title, rows, seeds, pictures, notes), encoding="utf-8")
     return path
 
 
@@ -189,6 +224,7 @@ def _run_of(name: str, curves: Mapping[str, Any]) -> str | None:
 def _markdown(
     title: str,
     rows: Sequence[ReportRow],
+    seeds: Sequence[SeedRow],
     pictures: Sequence[tuple[str, str]],
     notes: Sequence[str],
 ) -> str:
@@ -196,15 +232,57 @@ def _markdown(
     if rows:
         heads = [column.replace("Hit\n", "Hit").replace("Valid\n", "Valid") for column in COLUMNS]
         heads = [" ".join(head.split()) for head in heads]
-        lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
-        lines += [_line([cell.replace("|", r"\|") for cell in row.cells()]) for row in rows]
-        parts += ["\n".join(lines), DEFINITIONS]
+        parts += [_table(heads, [row.cells() for row in rows]), DEFINITIONS]
+    if seeds:
+        parts += ["## Over seeds", _seeds_table(seeds), SEEDS_DEFINITION]
+    if any(row.as_reference for row in rows):
+        parts += ["## As the paper's code reads answers", _readings(rows), REFERENCE_DEFINITION]
     if notes:
         parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
     if pictures:
         parts.append("## Pictures")
         parts += [f"![{caption}]({file})\n\n*{caption}.*" for file, caption in pictures]
     return "\n\n".join(parts) + "\n"
+
+
+def _seeds_table(seeds: Sequence[SeedRow]) -> str:
+    heads = ["method", "mean HitRatio@1", "sd", "95 % interval", "seeds"]
+    return _table(
+        heads,
+        [
+            (
+                row.name,
+                f"{row.mean:.3f}",
+                f"{row.sd:.3f}",
+                f"{row.ci95[0]:.3f}–{row.ci95[1]:.3f}",
+                ", ".join(map(str, row.seeds)),
+            )
+            for row in seeds
+        ],
+    )
+
+
+def _readings(rows: Sequence[ReportRow]) -> str:
+    heads = ["method", "HitRatio@1", "over valid", "ValidRatio"]
+    return _table(
+        heads,
+        [
+            (
+                row.name,
+                f"{row.as_reference.hit_ratio_at_1:.3f}",
+                _or_nothing(row.as_reference.hit_ratio_at_1_valid, ".3f"),
+                f"{row.as_reference.valid_ratio:.3f}",
+            )
+            for row in rows
+            if row.as_reference is not None
+        ],
+    )
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
+    lines += [_line([cell.replace("|", r"\|") for cell in row]) for row in rows]
+    return "\n".join(lines)
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -13,20 +13,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ilora.config import read_settings
 from ilora.data.folder import DataFolder
+from ilora.data.sequences import Split
+from ilora.encoders import SequenceEncoder
 from ilora.encoders.storage import WEIGHTS_FILE as ENCODER_WEIGHTS
 from ilora.errors import InputError
-from ilora.gate import build_gate
+from ilora.evaluation.popularity import popularity_metrics
+from ilora.evaluation.records import METRICS_FILE, PREDICTIONS_FILE
+from ilora.gate import Gate, stored_gate
 from ilora.gate_map import GateMap, gate_map
-from ilora.model_folder import WEIGHTS_FILE, read_model_config
+from ilora.model_folder import WEIGHTS_FILE, ModelConfig, read_model_config
 from ilora.plots import Curve
-from ilora.report import ReportRow
+from ilora.report import Reading, ReportRow
 from ilora.run_folder import LOG_FILE, SETTINGS_FILE, loss_curve
+from ilora.seeds import Seeded, SeedRow, over_seeds
 from ilora.tensor_files import read_tensors, require_same_tensors
 
-METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.jsonl"
-SPLITS = ("test", "val")  # the one that counts first
+SPLITS: tuple[Split, ...] = ("test", "val")  # the one that counts first
 
 
 @dataclass(frozen=True)
@@ -34,13 +40,14 @@ class Measured:
     """A row of the table, and on what it was measured.
 
     ``data`` is the hash of the data folder, ``candidates`` the number a row has to choose from
-    (None where it is not recorded).
+    (None where it is not recorded); ``seeded`` is what a run has in common with other seeds.
     """
 
     row: ReportRow
-    split: str
+    split: Split
     data: str
     candidates: int | None = None
+    seeded: Seeded | None = None
 
 
 @dataclass
@@ -59,16 +66,25 @@ class Findings:
         return [one.row for one in ordered]
 
     @property
+    def seeds(self) -> list[SeedRow]:
+        """Runs of the same settings and data summed up over their seeds, the test split first."""
+        ordered = sorted(self.measured, key=lambda one: SPLITS.index(one.split))
+        return over_seeds([one.seeded for one in ordered if one.seeded is not None])
+
+    @property
     def chance(self) -> float | None:
         """What guessing reaches; None where it is not known or not the same for all rows."""
         counts = {one.candidates for one in self.measured if one.candidates is not None}
         return 1 / counts.pop() if len(counts) == 1 else None
 
 
-def collect_runs(paths: Sequence[Path]) -> Findings:
+def collect_runs(paths: Sequence[Path], data: Path | None = None) -> Findings:
     """Read training runs and encoders; a folder that is neither is looked into, one level deep.
 
     Nothing is left out: a run that has not been evaluated or did not finish gets a note.
+
+    Args:
+        data: a data folder, whose popularity is then a row for each split.
 
     Raises:
         InputError: a path that holds neither, or a file that cannot be read.
@@ -77,6 +93,8 @@ def collect_runs(paths: Sequence[Path]) -> Findings:
     folders = list({folder.resolve(): folder for folder in folders}.values())
     short = Counter(_name(folder) for folder in folders)
     findings = Findings()
+    if data is not None:
+        _add_popularity(findings, DataFolder.open(data))
     for folder in folders:
         name = _name(folder) if short[_name(folder)] == 1 else str(folder)
         if _is_encoder(folder):
@@ -113,19 +131,20 @@ def _is_encoder(path: Path) -> bool:
     return (path / ENCODER_WEIGHTS).is_file() and (path / METRICS_FILE).is_file()
 
 
+def _add_popularity(findings: Findings, folder: DataFolder) -> None:
+    for split in SPLITS:
+        row = ReportRow.of_ranking(f"popularity ({split})", popularity_metrics(folder, split))
+        findings.measured.append(Measured(row, split, folder.sha256, folder.num_candidates))
+
+
 def _add_encoder(findings: Findings, folder: Path, name: str) -> None:
     file = folder / METRICS_FILE
     metrics = _read_json(file)
     try:
         for split in SPLITS:
-            ranking = metrics[split]
-            row = ReportRow(
-                name=f"{name} ({split}-encoder)",
-                hit_ratio_at_1=ranking["hr@1"],
-                ci95=_pair(ranking["ci95"]["hr@1"]),
-                hit_ratio_at_1_valid=ranking["hr@1"],  # a ranking always names a candidate
-                valid_ratio=1.0,
-                n=ranking["n"],
+            row = ReportRow.of_ranking(
+                f"{name} ({split}-encoder)",
+                metrics[split],
                 seconds=metrics["seconds"],
                 trainable_parameters=metrics["num_parameters"],
             )
@@ -159,13 +178,14 @@ def _add_training_run(findings: Findings, folder: Path, name: str) -> None:
             f"{name} has not been evaluated: `ilora evaluate --model {folder} --data DATA` does it."
         )
     for file in files:
-        findings.measured.append(_evaluation(file, name, record))
+        findings.measured.append(_evaluation(file, name, record, folder))
     _add_gates(findings, folder, name)
 
 
-def _evaluation(file: Path, name: str, record: dict[str, Any]) -> Measured:
+def _evaluation(file: Path, name: str, record: dict[str, Any], folder: Path) -> Measured:
     metrics = _read_json(file)
     try:
+        read = metrics.get("as_reference")
         row = ReportRow(
             name=f"{name} ({file.parent.name})",
             hit_ratio_at_1=metrics["hit_ratio_at_1"],
@@ -175,11 +195,25 @@ def _evaluation(file: Path, name: str, record: dict[str, Any]) -> Measured:
             n=metrics["n"],
             seconds=record["seconds"],
             trainable_parameters=record["trainable_parameters"],
+            as_reference=None if read is None else _reading(read),
         )
         count = _count_candidates(file.with_name(PREDICTIONS_FILE))
-        return Measured(row, metrics["split"], metrics["data"]["sha256"], count)
+        data = metrics["data"]["sha256"]
+        seeded = _seeded(folder, name, file.parent.name, f"{data} {row.n}", row.hit_ratio_at_1)
+        return Measured(row, metrics["split"], data, count, seeded)
     except (KeyError, TypeError) as error:
         raise _incomplete(file, error, "evaluate again") from None
+
+
+def _reading(told: dict[str, Any]) -> Reading:
+    return Reading(told["hit_ratio_at_1"], told["hit_ratio_at_1_valid"], told["valid_ratio"])
+
+
+def _seeded(folder: Path, name: str, evaluation: str, rows: str, hit_ratio: float) -> Seeded:
+    """The run as one of several seeds: settings but for the seed, and the rows it was measured on."""
+    settings = read_settings(folder / SETTINGS_FILE, {})
+    common = settings.model_dump_json(exclude={"seed"})
+    return Seeded(name, evaluation, f"{common} {rows}", settings.seed, hit_ratio)
 
 
 def _count_candidates(predictions: Path) -> int | None:
@@ -212,18 +246,40 @@ def read_gates(model: Path, data: Path) -> GateMap:
     Raises:
         InputError: the model or the data is not there or not sound, or the data is another.
     """
+    return gate_map(*load_gate(model, DataFolder.open(data)))
+
+
+def load_gate(model: Path, folder: DataFolder) -> tuple[SequenceEncoder, Gate, DataFolder]:
+    """Encoder and gate of a saved model, in eval mode, without its language model; and the data.
+
+    Raises:
+        InputError: the model is not there or not sound, or was trained on other data.
+    """
     config = read_model_config(model)
-    folder = DataFolder.open(data)
-    if folder.sha256 != config.data.sha256:
-        raise InputError(f"data: {data} is not what {model} was trained on; restore it")
+    require_same_data(model, config, folder)
     encoder = config.encoder.build()
-    gate = build_gate(config.adapter.gate, encoder.hidden_size, config.adapter.experts)
     state = read_tensors(model / WEIGHTS_FILE)
-    for prefix, module in (("encoder.", encoder), ("gate.", gate)):
-        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        require_same_tensors(model / WEIGHTS_FILE, own, module.state_dict())
-        module.load_state_dict(own)
-    return gate_map(encoder.eval(), gate.eval(), folder)
+    parts = {
+        part: {k.removeprefix(part): v for k, v in state.items() if k.startswith(part)}
+        for part in ("encoder.", "gate.")
+    }
+    with torch.random.fork_rng(devices=[]):  # initial values, which the stored ones replace
+        gate = stored_gate(
+            config.adapter.gate,
+            encoder.representation_size,
+            config.adapter.experts,
+            parts["gate."],
+        )
+    for part, module in (("encoder.", encoder), ("gate.", gate)):
+        require_same_tensors(model / WEIGHTS_FILE, parts[part], module.state_dict())
+        module.load_state_dict(parts[part])
+    return encoder.eval(), gate.eval(), folder
+
+
+def require_same_data(model: Path, config: ModelConfig, folder: DataFolder) -> None:
+    """Raise `InputError` for data that a model was not trained on."""
+    if folder.sha256 != config.data.sha256:
+        raise InputError(f"data: {folder.path} is not what {model} was trained on; restore it")
 
 
 def _what_differs(measured: Sequence[Measured]) -> list[str]:

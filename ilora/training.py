@@ -18,7 +18,6 @@ from transformers.integrations import TensorBoardCallback
 from ilora.config import RunSettings, write_settings
 from ilora.data.collation import Collator, RecommendationDataset
 from ilora.data.folder import DataFolder
-from ilora.data.prompts import PromptBuilder
 from ilora.devices import choose_device
 from ilora.encoders import load_encoder, read_encoder_config
 from ilora.errors import InputError
@@ -99,7 +98,8 @@ def train(
         write_settings(settings, out / SETTINGS_FILE)
     checkpoint = last_complete_checkpoint(out / "checkpoints") if resume else None
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if model.trainable_parameters():  # method none is saved as it is
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     record = {
         "method": settings.adapter.method,
         "seed": settings.seed,
@@ -134,17 +134,24 @@ def build_recommender(
         )
     llm = load_llm(settings.llm, torch.bfloat16 if bf16 else torch.float32, device)
     identity = fingerprint(llm)
-    hybrid = settings.training.curriculum != "text"
+    alone = settings.titles_alone
     model = ILoRARecommender(
-        llm, load_tokenizer(settings.llm), encoder, settings.adapter, hybrid=hybrid
+        llm,
+        load_tokenizer(settings.llm),
+        encoder,
+        settings.adapter,
+        hybrid=not alone,
+        placeholders=not alone,
     )
+    model.read_titles(folder.catalog.titles)
     if settings.training.gradient_checkpointing:
         model.llm.gradient_checkpointing_enable({"use_reentrant": False})
     config = ModelConfig(
         llm=settings.llm,
         llm_fingerprint=identity,
         dtype="bfloat16" if bf16 else "float32",
-        hybrid=hybrid,
+        hybrid=model.hybrid,
+        placeholders=model.placeholders,
         adapter=settings.adapter,
         encoder=encoder_config,
         data=DataRecord.of(folder),
@@ -175,7 +182,7 @@ def _trainer(
     device: torch.device,
 ) -> RecommenderTrainer:
     training = settings.training
-    builder = PromptBuilder(model.tokenizer, folder.catalog, folder.domain, folder.window)
+    builder = model.prompt_builder(folder.catalog, folder.domain, folder.window)
     train_rows, val_rows = (
         RecommendationDataset(
             folder, split, builder, seed=settings.seed, min_history=training.min_history

@@ -20,6 +20,7 @@ class _Mixture(NamedTuple):
     gate: Tensor
     cu_seqlens: Tensor | None
     backward_pass: int  # the one that set it, so that another one's recomputation never takes it
+    per_layer: bool = False  # the dimension before the last one of the gate is the layers'
 
 
 class InstanceGates:
@@ -38,16 +39,26 @@ class InstanceGates:
 
     Beam search repeats every instance; ``[B, K]`` then grows to the rows that arrive, each gate
     repeated in place, which is how transformers orders beams and returned sequences.
+
+    With ``per_layer`` every layer has a mixture of its own, ``[layers, K]`` for the whole batch or
+    ``[B, layers, K]``; a layer takes the one at its ``gate_index``.
     """
 
     def __init__(self) -> None:
         self._mixture: _Mixture | None = None
 
     @contextmanager
-    def set(self, gate: Tensor, *, cu_seqlens: Tensor | None = None) -> Iterator[None]:
+    def set(
+        self, gate: Tensor, *, cu_seqlens: Tensor | None = None, per_layer: bool = False
+    ) -> Iterator[None]:
         """Let the layers use ``gate`` inside the block; ``cu_seqlens`` as in ``gated_lora``."""
         _require_tensor(gate)
-        before, self._mixture = self._mixture, _Mixture(gate, cu_seqlens, _backward_pass())
+        if per_layer and gate.ndim not in (2, 3):
+            raise ValueError(
+                f"gate has shape {list(gate.shape)}; per layer it is [layers, K] or [B, layers, K]."
+            )
+        before = self._mixture
+        self._mixture = _Mixture(gate, cu_seqlens, _backward_pass(), per_layer)
         try:
             yield
         finally:
@@ -61,8 +72,13 @@ class InstanceGates:
             return nullcontext(), nullcontext()
         return nullcontext(), _Recomputation(self, self._mixture)
 
-    def for_input(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def for_input(
+        self, x: Tensor, gate_index: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return ``x`` with its rows as the gate governs them, the gate, and ``cu_seqlens``.
+
+        Args:
+            gate_index: the number of the layer that asks, where every layer has its own mixture.
 
         Raises:
             RuntimeError: no gates are set, or a layer runs again in a backward pass without them.
@@ -81,6 +97,8 @@ class InstanceGates:
                 "(use_reentrant=True is not supported, because it loses the gates' gradient)."
             )
         gate, cu_seqlens = mixture.gate, mixture.cu_seqlens
+        if mixture.per_layer:
+            gate = _of_layer(gate, gate_index)
         if cu_seqlens is not None:
             return x.flatten(0, -2), gate, cu_seqlens
         return (_grouped(x, gate.shape[0]) if gate.ndim == 2 else x), gate, None
@@ -108,6 +126,16 @@ class _Recomputation:
 def _backward_pass() -> int:
     """The number of the backward pass that is running here, -1 outside of one."""
     return -1 if torch.compiler.is_compiling() else torch._C._current_graph_task_id()
+
+
+def _of_layer(gate: Tensor, index: int | None) -> Tensor:
+    """``[..., layers, K]`` -> ``[..., K]``, the mixture of one layer."""
+    if index is None or not 0 <= index < gate.shape[-2]:
+        raise ValueError(
+            f"The gates set are for {gate.shape[-2]} layers, but this layer's gate_index is {index}; "
+            "number the layers from 0 and set a mixture for each."
+        )
+    return gate[..., index, :]
 
 
 def _require_tensor(gate: Tensor) -> None:
@@ -155,6 +183,7 @@ class FusedILoRALinear(nn.Module):
         scaling: ``"expert"``: s = alpha / (R / K), as in the released code of the paper, so that
             uniform gates give plain LoRA of rank R with alpha / R; ``"total"``: s = alpha / R, as
             the paper writes.
+        gate_index: which mixture of ``gates`` set per layer is this layer's.
 
     Parameters: ``lora_A [R, d_in]`` (Kaiming uniform) and ``lora_B [d_out, R]`` (zeros), of the
     base weight's dtype if it is floating, else float32; both are cast to the input's dtype.
@@ -170,10 +199,12 @@ class FusedILoRALinear(nn.Module):
         gates: InstanceGates | None = None,
         *,
         scaling: str = "expert",
+        gate_index: int | None = None,
     ) -> None:
         super().__init__()
         self.base_layer = base_layer.requires_grad_(False)
         self.gates = gates
+        self.gate_index = gate_index
         self.in_features, self.out_features = layer_features(base_layer)
         self.num_experts = num_experts
         self.rank = rank
@@ -197,7 +228,7 @@ class FusedILoRALinear(nn.Module):
                 raise RuntimeError(
                     "This layer has no gates; call it with gate=, or build it with gates=."
                 )
-            rows, gate, packed = self.gates.for_input(x)
+            rows, gate, packed = self.gates.for_input(x, self.gate_index)
         _require_tensor(gate)
         if gate.ndim == 0 or gate.shape[-1] != adapter.num_experts:
             raise ValueError(

@@ -8,13 +8,17 @@ import typer
 
 from ilora.cli import (
     base_llm,
+    compare,
     data,
     doctor,
     encoder,
     evaluate,
+    explain,
     quickstart,
     recommend,
+    reference,
     report,
+    sweep,
     train,
 )
 from ilora.cli.failures import CommandGroup
@@ -27,10 +31,14 @@ ORDER = (
     "data",
     "base-llm",
     "encoder",
+    "import",
     "train",
+    "sweep",
     "evaluate",
     "recommend",
+    "compare",
     "report",
+    "explain",
 )
 
 
@@ -54,10 +62,14 @@ quickstart.add_to(app)
 app.add_typer(data.app, name="data")
 app.add_typer(base_llm.app, name="base-llm")
 app.add_typer(encoder.app, name="encoder")
+app.add_typer(reference.app, name="import")
 train.add_to(app)
+sweep.add_to(app)
 evaluate.add_to(app)
 recommend.add_to(app)
+compare.add_to(app)
 report.add_to(app)
+app.add_typer(explain.app, name="explain")
 
 
 def _print_version(wanted: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -21,17 +23,36 @@ app = typer.Typer(no_args_is_help=True, help="Make data folders and check them."
 build = typer.Typer(no_args_is_help=True, help="Make a data folder from a source.")
 app.add_typer(build, name="build")
 
+DownloadOption = Annotated[
+    bool,
+    typer.Option(
+        "--download", help="First fetch into --source, from its public address, what is not there."
+    ),
+]
+MinUserOption = Annotated[
+    int, typer.Option("--min-user-count", help="Leave out users with fewer interactions.")
+]
+MinItemOption = Annotated[
+    int, typer.Option("--min-item-count", help="Leave out items with fewer interactions.")
+]
 WindowOption = Annotated[int, typer.Option("--window", help="Longest history.")]
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="Name of the data set. Default: the source's.")
+]
 DOMAIN_HELP = "What an item is, for the prompts: movie, music, game, product or item."
 
 
 @build.command(
     "movielens-100k",
-    epilog=example("ilora data build movielens-100k --source ml-100k --out data/movielens"),
+    epilog=example(
+        "ilora data build movielens-100k --source ml-100k --out data/movielens",
+        "ilora data build movielens-100k --source ml-100k --download --out data/movielens",
+    ),
 )
 def movielens_100k(
     source: Annotated[Path, typer.Option(help="Unpacked ml-100k folder with u.data and u.item.")],
     out: OutOption,
+    download: DownloadOption = False,
     min_rating: Annotated[int, typer.Option(help="Leave out lower ratings.")] = 3,
     window: WindowOption = 10,
     seed: SeedOption = 0,
@@ -41,8 +62,135 @@ def movielens_100k(
     from ilora.data.movielens import build_movielens
 
     build_movielens(
-        source, out, seed=seed, min_rating=min_rating, window=window, overwrite=overwrite
+        source,
+        out,
+        download=download,
+        seed=seed,
+        min_rating=min_rating,
+        window=window,
+        overwrite=overwrite,
     )
+    _print_statistics(out)
+
+
+@build.command(
+    "lastfm",
+    epilog=example("ilora data build lastfm --source hetrec2011-lastfm-2k --out data/lastfm-2k"),
+)
+def lastfm(
+    source: Annotated[
+        Path, typer.Option(help="Unpacked hetrec2011-lastfm-2k folder; with --download any folder.")
+    ],
+    out: OutOption,
+    download: DownloadOption = False,
+    min_user_count: MinUserOption = 5,
+    min_item_count: MinItemOption = 5,
+    window: WindowOption = 10,
+    seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Read Last.fm 2K of HetRec 2011: a user meets an artist when he first tags him.
+
+    The rows of the paper are in the folder that its authors publish: `ilora data build llara`.
+    """
+    from ilora.data.lastfm import build_lastfm
+
+    with _notes():
+        build_lastfm(
+            source,
+            out,
+            download=download,
+            min_user_count=min_user_count,
+            min_item_count=min_item_count,
+            window=window,
+            seed=seed,
+            overwrite=overwrite,
+        )
+    _print_statistics(out)
+
+
+@build.command(
+    "steam", epilog=example("ilora data build steam --source steam --download --out data/steam")
+)
+def steam(
+    source: Annotated[
+        Path, typer.Option(help="Folder with steam_reviews.json.gz and steam_games.json.gz.")
+    ],
+    out: OutOption,
+    download: DownloadOption = False,
+    min_user_count: MinUserOption = 5,
+    min_item_count: MinItemOption = 5,
+    window: WindowOption = 10,
+    seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Read the Steam reviews that SASRec's authors publish.
+
+    The rows of the paper are in the folder that its authors publish: `ilora data build llara`.
+    """
+    from ilora.data.steam import build_steam
+
+    with _notes():
+        build_steam(
+            source,
+            out,
+            download=download,
+            min_user_count=min_user_count,
+            min_item_count=min_item_count,
+            window=window,
+            seed=seed,
+            overwrite=overwrite,
+        )
+    _print_statistics(out)
+
+
+@build.command(
+    "amazon",
+    epilog=example(
+        "ilora data build amazon --source amazon --category Video_Games --first-day 2015-10-01 "
+        "--last-day 2018-11-30 --domain game --out data/games"
+    ),
+)
+def amazon(
+    source: Annotated[
+        Path, typer.Option(help="Folder with CATEGORY_5.json.gz and meta_CATEGORY.json.gz.")
+    ],
+    out: OutOption,
+    category: Annotated[str, typer.Option(help="As the files name it.")] = "Video_Games",
+    domain: Annotated[str, typer.Option(help=DOMAIN_HELP)] = "product",
+    download: DownloadOption = False,
+    first_day: Annotated[
+        str | None, typer.Option(help="Leave out earlier reviews, as 2015-10-01.")
+    ] = None,
+    last_day: Annotated[
+        str | None, typer.Option(help="Leave out later reviews, as 2018-11-30.")
+    ] = None,
+    min_rating: Annotated[float | None, typer.Option(help="Leave out lower ratings.")] = None,
+    min_user_count: MinUserOption = 5,
+    min_item_count: MinItemOption = 5,
+    window: WindowOption = 10,
+    seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Read Amazon reviews of one category (2014, 2018 or 2023), split by time."""
+    from ilora.data.amazon import build_amazon
+
+    with _notes():
+        build_amazon(
+            source,
+            out,
+            category=category,
+            domain=cast(Any, domain),
+            download=download,
+            first_day=first_day,
+            last_day=last_day,
+            min_rating=min_rating,
+            min_user_count=min_user_count,
+            min_item_count=min_item_count,
+            window=window,
+            seed=seed,
+            overwrite=overwrite,
+        )
     _print_statistics(out)
 
 
@@ -93,8 +241,7 @@ def csv(
     """Read any table of user, item and time, with or without titles."""
     from ilora.data.csv_source import CsvColumns, build_csv
 
-    with warnings.catch_warnings(record=True) as met:
-        warnings.simplefilter("always")
+    with _notes():
         build_csv(
             source,
             out,
@@ -113,8 +260,34 @@ def csv(
             seed=seed,
             overwrite=overwrite,
         )
-    for warning in met:
-        typer.echo(f"note: {warning.message}", err=True)
+    _print_statistics(out)
+
+
+@build.command(
+    "llara",
+    epilog=example("ilora data build llara --source LLaRA/data/ref/steam --out data/steam"),
+)
+def llara(
+    source: Annotated[
+        Path,
+        typer.Option(help="Folder with train_data.df, Val_data.df, Test_data.df and the titles."),
+    ],
+    out: OutOption,
+    name: NameOption = None,
+    domain: Annotated[
+        str | None, typer.Option(help=f"{DOMAIN_HELP} Default: told by the name.")
+    ] = None,
+    seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Read a folder as LLaRA and iLoRA publish them, rows and splits as they are.
+
+    Its frames are pickles. They are read as data, by a reader that runs nothing and knows nothing but
+    frames of numbers and texts; a file that wants anything else is refused.
+    """
+    from ilora.data.llara import build_llara
+
+    build_llara(source, out, name=name, domain=cast(Any, domain), seed=seed, overwrite=overwrite)
     _print_statistics(out)
 
 
@@ -189,6 +362,16 @@ def check(
     elif (domain, name, excluded) != (None, None, None):
         raise InputError("domain, name and excluded are for --fix; give --fix or leave them out")
     _print_statistics(path, out)
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Print what the block warns of as notes on stderr."""
+    with warnings.catch_warnings(record=True) as met:
+        warnings.simplefilter("always")
+        yield
+    for warning in met:
+        typer.echo(f"note: {warning.message}", err=True)
 
 
 def _print_statistics(path: Path, out: Path | None = None) -> None:

@@ -21,6 +21,7 @@ def group() -> None:
 @app.command(
     epilog=example(
         "ilora encoder train --data data/movielens --encoder sasrec --out models/sasrec",
+        "ilora encoder train --data data/movielens --encoder gru4rec --out models/gru4rec",
         "ilora encoder train --data data/movielens --set dropout=0.5 --set num_blocks=1 "
         "--out models/sasrec-1",
     )
@@ -28,7 +29,10 @@ def group() -> None:
 def train(
     data: DataOption,
     out: OutOption,
-    encoder: Annotated[str, typer.Option(help="Which encoder: sasrec.")] = "sasrec",
+    encoder: Annotated[
+        str,
+        typer.Option("--encoder", "--name", help="Which encoder: sasrec, gru4rec or caser."),
+    ] = "sasrec",
     hidden_size: Annotated[int, typer.Option(help="Width of item and history vectors.")] = 64,
     learning_rate: Annotated[
         float | None, typer.Option(help="Adam's, constant. Default: 1e-3.")

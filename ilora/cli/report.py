@@ -15,6 +15,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(
         epilog=example(
             "ilora report runs/lora runs/ilora models/sasrec --out runs/report",
+            "ilora report runs --data data/movielens --out runs/report",
             "ilora report runs --title 'MovieLens, three seeds'",
         )
     )(report)
@@ -29,6 +30,10 @@ def report(
     ],
     out: OutOption = Path("report"),
     title: Annotated[str, typer.Option(help="Heading of the report.")] = "Report",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Data folder of the runs, to have popularity as a row beside them."),
+    ] = None,
 ) -> None:
     """Compare runs in one table with pictures: report.md, report.json, PNG files."""
     from ilora.cli.libraries import quiet_libraries
@@ -37,7 +42,7 @@ def report(
         from ilora.report import print_table, write_report
         from ilora.runs import collect_runs
 
-        found = collect_runs(runs)
+        found = collect_runs(runs, data)
         path = write_report(
             out,
             title=title,
@@ -46,8 +51,17 @@ def report(
             gates=found.gates,
             notes=found.notes,
             chance=found.chance,
+            seeds=found.seeds,
         )
     print_table(found.rows)
+    if found.seeds:
+        from ilora.tables import print_pairs
+
+        pairs = [
+            (row.name, f"{row.mean:.3f} ± {row.sd:.3f} over {len(row.seeds)} seeds")
+            for row in found.seeds
+        ]
+        print_pairs(pairs, title="HitRatio@1, mean ± sd")
     for note in found.notes:
         typer.echo(f"note: {note}", err=True)
     typer.echo(f"wrote {path}", err=True)

@@ -19,6 +19,8 @@ def add_to(app: typer.Typer) -> None:
             "ilora train --data data/movielens --llm models/small --encoder models/sasrec "
             "--method ilora --out runs/ilora",
             "ilora train --config runs/ilora/settings.yaml --method lora --out runs/lora",
+            "ilora train --config runs/ilora/settings.yaml --gate top-k --set adapter.gate.k=1 "
+            "--out runs/top-1",
             "ilora train --out runs/ilora --resume",
         )
     )(train)
@@ -34,7 +36,18 @@ def train(
         Path | None, typer.Option(help="Folder that `ilora encoder train` wrote.")
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="ilora, or lora: one expert, no gate. Default: ilora.")
+        str | None,
+        typer.Option(
+            help="ilora; lora: one expert, no gate; none: the language model as it is. "
+            "Default: ilora."
+        ),
+    ] = None,
+    gate: Annotated[
+        str | None,
+        typer.Option(
+            help="linear, mlp, top-k, noisy, dropout, per-layer, uniform, random-init, "
+            "token-collapsed or residual. Default: linear."
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file of settings; options given here go before it.")
@@ -81,6 +94,7 @@ def train(
         "encoder": None if encoder is None else str(encoder),
         "seed": seed,
         "adapter.method": method,
+        "adapter.gate": gate,
         "adapter.rank": rank,
         "adapter.num_experts": experts,
         "training.epochs": epochs,

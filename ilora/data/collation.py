@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Literal, TypedDict
 
@@ -116,6 +117,17 @@ class RecommendationDataset(Dataset[Example]):
         row = self.rows[index]
         shown = row.history[max(0, len(row.history) - max_history) :]
         return self._encode(Row(row.user, shown, row.target), candidates, wording)
+
+    def reordered(self, seed: tuple[int, ...]) -> RecommendationDataset:
+        """The same rows with every frozen list shuffled, drawn from ``(*seed, row)`` alone."""
+        if self._frozen is None:
+            raise InputError("split: training rows draw their candidates anew; reorder val or test")
+        other = copy.copy(self)
+        other._frozen = [
+            tuple(np.random.default_rng((*seed, number)).permutation(candidates).tolist())
+            for number, candidates in zip(self._numbers, self._frozen, strict=True)
+        ]
+        return other
 
     def set_epoch(self, epoch: int) -> None:
         """Draw training rows anew from ``(seed, epoch, row)``; accelerate's loaders call this."""

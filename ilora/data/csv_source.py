@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import cast
 
-from ilora.data.catalog import Catalog
 from ilora.data.csv_table import read_table
 from ilora.data.folder import DataFolder, write_folder
+from ilora.data.interactions import (
+    Interaction,
+    number_ids,
+    require_core,
+    titled_catalog,
+)
 from ilora.data.jsonl import shorten
 from ilora.data.manifest import Domain
-from ilora.data.sequences import WINDOW, UserSequence
+from ilora.data.sequences import WINDOW
 from ilora.errors import InputError
 
 
@@ -32,15 +35,6 @@ class CsvColumns:
     timestamp: str = "timestamp"
     title: str | None = None
     rating: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Interaction:
-    """One line of the table. ``time`` is in seconds since 1970, or whatever number was there."""
-
-    user: str
-    item: str
-    time: float
 
 
 def build_csv(
@@ -93,18 +87,13 @@ def build_csv(
     )
     if titles is not None:
         title_of = _read_titles(Path(titles), columns, delimiter, encoding)
-    kept = k_core(interactions, min_user_count, min_item_count)
-    if not kept:
-        raise InputError(
-            f"{source}: none of its {len(interactions)} interactions is left with "
-            f"min_user_count {min_user_count} and min_item_count {min_item_count}; lower them"
-        )
+    kept = require_core(interactions, min_user_count, min_item_count, source)
     users, items, sequences = number_ids(kept)
     return write_folder(
         out,
         name=name or source.name.split(".", maxsplit=1)[0],
         domain=domain,
-        catalog=_catalog(items, title_of, titles_wanted=columns.title is not None),
+        catalog=titled_catalog(items, title_of, titles_wanted=columns.title is not None),
         sequences=sequences,
         seed=seed,
         window=window,
@@ -120,40 +109,6 @@ def build_csv(
         },
         overwrite=overwrite,
     )
-
-
-def k_core(
-    interactions: list[Interaction], min_user_count: int, min_item_count: int
-) -> list[Interaction]:
-    """Drop users and items with too few interactions until none is left that has too few."""
-    while True:
-        users = Counter(one.user for one in interactions)
-        items = Counter(one.item for one in interactions)
-        kept = [
-            one
-            for one in interactions
-            if users[one.user] >= min_user_count and items[one.item] >= min_item_count
-        ]
-        if len(kept) == len(interactions):
-            return kept
-        interactions = kept
-
-
-def number_ids(
-    interactions: list[Interaction],
-) -> tuple[list[str], list[str], list[UserSequence]]:
-    """Dense ids in order of appearance: the users' names, the items' names, the sequences."""
-    item_ids: dict[str, int] = {}
-    events: dict[str, list[tuple[float, int]]] = {}
-    for one in interactions:
-        item = item_ids.setdefault(one.item, len(item_ids))
-        events.setdefault(one.user, []).append((one.time, item))
-    sequences = [
-        # Sorting by time alone is stable: ties keep the file's order.
-        UserSequence(user, tuple(item for _, item in sorted(mine, key=lambda event: event[0])))
-        for user, mine in enumerate(events.values())
-    ]
-    return list(events), list(item_ids), sequences
 
 
 def parse_time(text: str) -> float:
@@ -246,13 +201,3 @@ def _note_title(path: Path, number: int, title_of: dict[str, str], item: str, te
             f"{path} line {number}: item {shorten(item)} is {shorten(title)} here and "
             f"{shorten(title_of[item])} above; give an item one title"
         )
-
-
-def _catalog(items: list[str], title_of: dict[str, str], *, titles_wanted: bool) -> Catalog:
-    untitled = sum(item not in title_of for item in items)
-    if titles_wanted and untitled:
-        warnings.warn(
-            f"{untitled} of {len(items)} items have no title; their ids stand in for it",
-            stacklevel=3,
-        )
-    return Catalog(tuple(title_of.get(item, item) for item in items), {"source_id": tuple(items)})

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from ilora.data.catalog import Catalog
+from ilora.data.download import Published, fetch, unpack
 from ilora.data.folder import DataFolder, write_folder
 from ilora.data.jsonl import shorten
 from ilora.data.sequences import WINDOW, UserSequence
 from ilora.errors import InputError
 
+ARCHIVE = Published(
+    "https://files.grouplens.org/datasets/movielens/ml-100k.zip",
+    "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
+)
+FILES = ("u.data", "u.item")
 MIN_RATING = 3  # what LLaRA and iLoRA count as liked
 ENCODING = "iso-8859-1"
 
@@ -30,6 +37,7 @@ def build_movielens(
     source: str | Path,
     out: str | Path,
     *,
+    download: bool = False,
     seed: int = 0,
     min_rating: int = MIN_RATING,
     window: int = WINDOW,
@@ -43,10 +51,16 @@ def build_movielens(
 
     The reference files differ: they lack the first line of ``u.data`` and order ties at random.
 
+    With ``download`` the files are first fetched from GroupLens, unless they are in ``source``.
+
     Raises:
-        InputError: a missing file, or a bad line, naming it.
+        InputError: a missing file, a bad line, naming it, or what `fetch` raises.
     """
     source = Path(source)
+    details: dict[str, Any] = {"files": list(FILES), "min_rating": min_rating}
+    if download and not all((source / name).is_file() for name in FILES):
+        details["download"] = [fetch(ARCHIVE, source).to_dict()]
+        unpack(source / ARCHIVE.name, FILES, source)
     catalog = read_catalog(source / "u.item")
     sequences = read_sequences(source / "u.data", len(catalog), min_rating)
     if not sequences:
@@ -59,7 +73,7 @@ def build_movielens(
         sequences=sequences,
         seed=seed,
         window=window,
-        details={"source": {"files": ["u.data", "u.item"], "min_rating": min_rating}},
+        details={"source": details},
         overwrite=overwrite,
     )
 
@@ -144,7 +158,8 @@ def _lines(path: Path) -> list[str]:
         text = path.read_text(encoding=ENCODING)
     except FileNotFoundError:
         raise InputError(
-            f"{path} is missing; give the unpacked ml-100k folder, with u.data and u.item"
+            f"{path} is missing; give the unpacked ml-100k folder, with u.data and u.item, or "
+            "--download"
         ) from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None

@@ -1,4 +1,4 @@
-"""Progress bars of the data rooms: on stderr, on a terminal only, gone when done."""
+"""Progress bars: on stderr, on a terminal only, gone when done."""
 
 from __future__ import annotations
 
@@ -15,11 +15,8 @@ FEW = 5_000  # rows written or drawn well within two seconds: no bar
 
 
 def with_bar(values: Sequence[T], description: str) -> Iterable[T]:
-    """Iterate over ``values``, showing how far it got where there are many."""
-    console = Console(stderr=True)
-    if len(values) <= FEW or not console.is_terminal:
-        return values
-    return rich.progress.track(values, description, console=console, transient=True)
+    """Iterate over rows, showing how far it got where there are many."""
+    return values if len(values) <= FEW else with_slow_bar(values, description, len(values))
 
 
 @contextmanager
@@ -35,3 +32,11 @@ def open_with_bar(path: Path) -> Iterator[BinaryIO]:
         disable=not console.is_terminal,
     ) as file:
         yield file
+
+
+def with_slow_bar(values: Iterable[T], description: str, total: int) -> Iterable[T]:
+    """Iterate over ``total`` values that take long, showing how far it got."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return values
+    return rich.progress.track(values, description, total, console=console, transient=True)

@@ -13,6 +13,9 @@ title can spell, because a title that contains its text is taken apart first (:f
 So every title ends where its placeholder stands, without a further token for each of the thirty.
 One space before each title keeps the title's tokens the same in the lists and in the answer,
 which is what a model that answers by copying needs.
+
+A language model that was never trained here does not know the placeholder: for prompts of titles
+alone (``placeholders=False``) each title ends in a semicolon.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from ilora.tokens import PLACEHOLDER, placeholder_id, special_texts
 ENDING = "\nAnswer:"
 IGNORED_LABEL = -100
 NO_ITEM = -1
+SEPARATOR = ";"  # where there are no placeholders; fewer titles hold one than a comma
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +63,20 @@ class PromptBuilder:
         catalog: the titles.
         domain: ``movie``, ``music``, ``game``, ``product`` or ``item``: how the prompt speaks.
         window: the number of latest history items that are shown.
+        placeholders: whether a placeholder follows each title; False puts a semicolon there.
 
     Raises:
         InputError: an unknown domain, a window below 1 or a tokenizer without placeholder.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, catalog: Catalog, domain: str, window: int = 10
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        catalog: Catalog,
+        domain: str,
+        window: int = 10,
+        *,
+        placeholders: bool = True,
     ) -> None:
         if domain not in WORDINGS:
             raise InputError(
@@ -80,7 +91,9 @@ class PromptBuilder:
         self._placeholder_id = placeholder_id(tokenizer)
         specials = special_texts(tokenizer)
         self.titles = tuple(shown_title(title, specials) for title in catalog.titles)
-        self._listed = tuple(f" {title}{PLACEHOLDER}" for title in self.titles)
+        self.placeholders = placeholders
+        mark = PLACEHOLDER if placeholders else SEPARATOR
+        self._listed = tuple(f" {title}{mark}" for title in self.titles)
         self._start_ids = _start_ids(tokenizer)
         self._ending_ids = self._tokens(ENDING)
         self._answer_ids: dict[int, tuple[int, ...]] = {}
@@ -111,7 +124,8 @@ class PromptBuilder:
         """
         history = self._shown_history(row)
         input_ids = self._start_ids + self._tokens(self.text(row, candidates, wording))
-        item_ids = self._place_items(input_ids, (*history, *candidates))
+        shown = (*history, *candidates) if self.placeholders else ()
+        item_ids = self._place_items(input_ids, shown)
         labels = [IGNORED_LABEL] * len(input_ids)
         if answer:
             answer_ids = self.answer_ids(row.target)

@@ -46,6 +46,11 @@ class SequenceEncoder(nn.Module, ABC):
         self.options = options
         self.item_embeddings = nn.Embedding(num_items + 1, hidden_size, padding_idx=num_items)
 
+    @property
+    def representation_size(self) -> int:
+        """Width of history vectors: that of item vectors, unless a subclass scores otherwise."""
+        return self.hidden_size
+
     def item_embedding(self, ids: Tensor) -> Tensor:
         """Item vectors: int64 ``[...]`` -> ``[..., hidden_size]``; zeros for the padding id."""
         return self.item_embeddings(ids)
@@ -71,7 +76,7 @@ class SequenceEncoder(nn.Module, ABC):
         padding = histories.new_full((batch, length - 1), self.num_items)
         prefixes = torch.cat([padding, histories], dim=1).unfold(1, length, 1)  # [B, L, L]
         z = self.history_representation(prefixes.reshape(batch * length, length))
-        return z.reshape(batch, length, self.hidden_size)
+        return z.reshape(batch, length, self.representation_size)
 
     def scores(self, histories: Tensor, candidates: Tensor | None = None) -> Tensor:
         """``<z(history), e(item)>`` for candidates ``[B, C]`` -> ``[B, C]``, or for all items.
@@ -90,6 +95,20 @@ class SequenceEncoder(nn.Module, ABC):
     def forward(self, histories: Tensor) -> Tensor:
         """The same as `history_representation`."""
         return self.history_representation(histories)
+
+    def require_window(self, histories: Tensor) -> None:
+        """Raise `InputError` for more columns than the window has."""
+        if histories.shape[1] > self.window:
+            raise InputError(
+                f"histories has {histories.shape[1]} columns; this encoder's window is "
+                f"{self.window}: keep the latest items, as `pad_histories` does"
+            )
+
+
+def require_dropout(dropout: float) -> None:
+    """Raise `InputError` for a probability that is none, or that leaves nothing."""
+    if not 0 <= dropout < 1:
+        raise InputError(f"dropout is {dropout}; it must be at least 0 and below 1")
 
 
 def pad_histories(histories: Sequence[Sequence[int]], window: int, num_items: int) -> Tensor:

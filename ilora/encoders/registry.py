@@ -6,10 +6,24 @@ import inspect
 from typing import Any
 
 from ilora.encoders.base import SequenceEncoder
+from ilora.encoders.caser import Caser
+from ilora.encoders.gru4rec import GRU4Rec
+from ilora.encoders.llara import PublishedCaser, PublishedGRU, PublishedSASRec
 from ilora.encoders.sasrec import SASRec
 from ilora.errors import InputError
 
-ENCODERS: dict[str, type[SequenceEncoder]] = {"sasrec": SASRec}
+ENCODERS: dict[str, type[SequenceEncoder]] = {
+    "sasrec": SASRec,
+    "gru4rec": GRU4Rec,
+    "caser": Caser,
+}
+
+# Those of the reference code, for its weights (`ilora import reference`).
+PUBLISHED: dict[str, type[SequenceEncoder]] = {
+    "llara-sasrec": PublishedSASRec,
+    "llara-gru": PublishedGRU,
+    "llara-caser": PublishedCaser,
+}
 
 
 def build_encoder(
@@ -18,7 +32,7 @@ def build_encoder(
     """A freshly initialised encoder; its weights come from torch's global generator.
 
     Args:
-        name: a key of `ENCODERS`.
+        name: a key of `ENCODERS`, or of `PUBLISHED`.
         num_items: size of the catalogue.
         hidden_size: width of item and history vectors.
         window: the longest history.
@@ -27,9 +41,10 @@ def build_encoder(
     Raises:
         InputError: an unknown name or option, or a value that the encoder refuses.
     """
-    if name not in ENCODERS:
+    known_encoders = ENCODERS | PUBLISHED
+    if name not in known_encoders:
         raise InputError(f"encoder is {name!r}; it must be one of {', '.join(ENCODERS)}")
-    encoder = ENCODERS[name]
+    encoder = known_encoders[name]
     parameters = inspect.signature(encoder).parameters.values()
     known = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
     for option, value in options.items():

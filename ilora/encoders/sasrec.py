@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ilora.encoders.base import SequenceEncoder
+from ilora.encoders.base import SequenceEncoder, require_dropout
 from ilora.errors import InputError
 
 
@@ -51,8 +51,7 @@ class SASRec(SequenceEncoder):
             raise InputError(
                 f"num_heads is {num_heads}; it must divide hidden_size, which is {hidden_size}"
             )
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout is {dropout}; it must be at least 0 and below 1")
+        require_dropout(dropout)
         self.position_embeddings = nn.Parameter(torch.empty(window, hidden_size))
         self.empty_history = nn.Parameter(torch.empty(hidden_size))
         self.dropout = nn.Dropout(dropout)
@@ -74,12 +73,8 @@ class SASRec(SequenceEncoder):
 
     def _states(self, histories: Tensor, newest_only: bool) -> Tensor:
         """``[B, L]`` -> ``[B, L, hidden]``, or ``[B, 1, hidden]``: the last column alone."""
+        self.require_window(histories)
         length = histories.shape[1]
-        if length > self.window:
-            raise InputError(
-                f"histories has {length} columns; this encoder's window is {self.window}: keep "
-                "the latest items, as `pad_histories` does"
-            )
         present = histories != self.num_items  # [B, L]
         x = self.item_embedding(histories) * self.hidden_size**0.5
         x = self.dropout(x + self.position_embeddings[self.window - length :])  # [B, L, hidden]

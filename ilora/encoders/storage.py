@@ -1,4 +1,4 @@
-"""An encoder as a folder: ``encoder.safetensors``, ``config.yaml``, ``metrics.json``."""
+"""An encoder as a folder: ``encoder.safetensors``, ``config.yaml``, what it was measured at."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from ilora.tensor_files import read_tensors, refuse_pickle, require_same_tensors
 
 WEIGHTS_FILE = "encoder.safetensors"
 CONFIG_FILE = "config.yaml"
-METRICS_FILE = "metrics.json"
 
 
 class EncoderConfig(BaseModel):

@@ -6,7 +6,6 @@ import copy
 import math
 import time
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ilora.data.folder import DataFolder
-from ilora.data.sequences import Row, Split
 from ilora.devices import choose_device
-from ilora.encoders.base import SequenceEncoder, pad_histories
+from ilora.encoders.base import SequenceEncoder
+from ilora.encoders.evaluation import (
+    SPLITS,
+    ranked_rows,
+    target_ranks,
+    write_encoder_metrics,
+)
 from ilora.encoders.registry import build_encoder
-from ilora.encoders.storage import CONFIG_FILE, METRICS_FILE, EncoderConfig, save_encoder
+from ilora.encoders.storage import CONFIG_FILE, EncoderConfig, save_encoder
 from ilora.encoders.windows import IGNORED, TrainingWindows
 from ilora.errors import InputError
-from ilora.evaluation.metrics import ranking_metrics, ranking_values, ranks_of_target
-from ilora.evaluation.statistics import FloatArray
-from ilora.files import atomic_folder, is_taken, write_json
-
-EVALUATION_BATCH = 1024
+from ilora.evaluation.metrics import ranking_values
+from ilora.evaluation.records import METRICS_FILE
+from ilora.files import atomic_folder, is_taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +130,8 @@ def train_encoder(
     """
     out, training = Path(out), training or EncoderTraining()
     _require_free(out)
-    for split in ("val", "test"):  # what can fail should fail before the training
-        _ranked_rows(folder, split, training.min_history)
+    for split in SPLITS:  # what can fail should fail before the training
+        ranked_rows(folder, split, training.min_history)
     place = choose_device(device)
     started = time.perf_counter()
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
@@ -138,49 +140,19 @@ def train_encoder(
             name, len(folder.catalog), hidden_size, folder.window, **(options or {})
         ).to(place)
         history = _fit(encoder, folder, training, seed)
-    metrics = {
+    origin = {
         "encoder": name,
         "seed": seed,
         "device": str(place),
         "seconds": round(time.perf_counter() - started, 2),
         **history,
-        **_measure(encoder.to("cpu").requires_grad_(False).eval(), folder, training.min_history),
     }
+    encoder.to("cpu").requires_grad_(False).eval()
     with atomic_folder(out) as partial:
         config = _config(name, encoder, folder, {"seed": seed, **asdict(training)})
         save_encoder(partial, encoder, config)
-        write_json(partial / METRICS_FILE, metrics)
+        metrics = write_encoder_metrics(partial, encoder, folder, training.min_history, origin)
     return EncoderResult(encoder, out, metrics)
-
-
-def target_ranks(
-    encoder: SequenceEncoder, folder: DataFolder, split: Split, min_history: int = 3
-) -> FloatArray:
-    """Rank of the target among the frozen candidates, for each row of ``val`` or ``test``: ``[n]``.
-
-    Rank 0 is the best; ties count half (`ilora.evaluation.metrics.ranks_of_target`).
-
-    Raises:
-        InputError: no row has ``min_history`` history items.
-    """
-    ranked = _ranked_rows(folder, split, min_history)
-    histories = pad_histories([row.history for row, _ in ranked], encoder.window, encoder.num_items)
-    candidates = torch.tensor([items for _, items in ranked])
-    index = [items.index(row.target) for row, items in ranked]
-    return ranks_of_target(_score(encoder, histories, candidates), index)
-
-
-def _measure(encoder: SequenceEncoder, folder: DataFolder, min_history: int) -> dict[str, Any]:
-    """The part of ``metrics.json`` that does not depend on how the encoder came about."""
-    return {
-        "decode": "rank",
-        "num_parameters": sum(parameter.numel() for parameter in encoder.parameters()),
-        "data": {"name": folder.name, "sha256": folder.sha256},
-        "min_history": min_history,
-        "val": ranking_metrics(target_ranks(encoder, folder, "val", min_history)),
-        "test": ranking_metrics(target_ranks(encoder, folder, "test", min_history)),
-        "versions": {package: version(package) for package in ("torch", "numpy")},
-    }
 
 
 def _config(
@@ -196,32 +168,6 @@ def _config(
         data_sha256=folder.sha256,
         training=training,
     )
-
-
-def _ranked_rows(
-    folder: DataFolder, split: Split, min_history: int
-) -> list[tuple[Row, tuple[int, ...]]]:
-    ranked = folder.ranked_rows(split, min_history=min_history)
-    if not ranked:
-        raise InputError(
-            f"min_history is {min_history}, which leaves no {split} row of {folder.path}; lower it"
-        )
-    return ranked
-
-
-@torch.inference_mode()
-def _score(encoder: SequenceEncoder, histories: Tensor, candidates: Tensor) -> FloatArray:
-    was_training = encoder.training
-    encoder.eval()
-    device = encoder.item_embeddings.weight.device
-    scores = [
-        encoder.scores(rows.to(device), items.to(device)).double().cpu().numpy()
-        for rows, items in zip(
-            histories.split(EVALUATION_BATCH), candidates.split(EVALUATION_BATCH), strict=True
-        )
-    ]
-    encoder.train(was_training)
-    return np.concatenate(scores)
 
 
 def _fit(

@@ -5,34 +5,22 @@ Writes ``metrics.json`` and ``predictions.jsonl``: the figures, and the rows the
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-import numpy as np
-from rich.console import Console
-from rich.progress import track
+from typing import Any
 
 from ilora.data.catalog import Catalog
 from ilora.data.collation import Collator, RecommendationDataset
 from ilora.data.folder import DataFolder
-from ilora.data.prompts import PromptBuilder
 from ilora.data.sequences import Split
 from ilora.errors import InputError
-from ilora.evaluation.decoding import decode_answers
-from ilora.evaluation.metrics import generation_metrics, ranking_metrics, ranks_of_target
-from ilora.evaluation.ranking import score_candidates
-from ilora.evaluation.titles import judge_answer
-from ilora.files import atomic_file, write_json
+from ilora.evaluation.candidate_orders import measure_orders
+from ilora.evaluation.protocols import DECODES, Decode, measure, predict
+from ilora.evaluation.records import write_evaluation
 from ilora.model import ILoRARecommender
 
-Decode = Literal["free", "rank"]
-DECODES: tuple[Decode, ...] = ("free", "rank")
 PACKAGES = ("torch", "transformers", "peft")
-T = TypeVar("T")
 
 
 def evaluate(
@@ -41,6 +29,8 @@ def evaluate(
     split: Split = "test",
     *,
     decode: Decode = "free",
+    beams: int = 1,
+    candidate_orders: int = 1,
     out: Path | None = None,
     batch_size: int = 32,
     min_history: int = 3,
@@ -51,31 +41,87 @@ def evaluate(
     """Measure a recommender on the frozen candidates of a split.
 
     Args:
-        decode: ``"free"``: greedy answers, judged by titles; ``"rank"``: candidates ordered by the
-            likelihood of their titles.
+        decode: ``"free"``: greedy answers, judged by titles; ``"constrained"``: answers that can be
+            nothing but a candidate's title; ``"rank"``: candidates ordered by the likelihood of
+            their titles.
+        beams: of constrained decoding; 1 is greedy.
+        candidate_orders: ask in so many orders of the candidates, the frozen one and shuffled
+            ones; the figures are those of the frozen one, the others are compared with it.
         out: where to write ``metrics.json`` and ``predictions.jsonl``; None writes nothing.
-        batch_size: prompts (free) or candidates (rank) at once.
+        batch_size: prompts at once; where a model cannot rank in one pass, candidates.
         min_history: rows with a shorter history are left out; the paper's loaders use 3.
         max_rows: evaluate on the first so many rows alone.
-        seed: of the bootstrap.
+        seed: of the bootstrap and of the shuffled orders.
         catalog: the one the model was trained on, as ``load_model`` returns it; data whose ids mean
             other titles are then refused, and without it only those of another number of items.
 
     Returns:
         The content of ``metrics.json``: ``hit_ratio_at_1``, ``hit_ratio_at_1_valid``,
-        ``valid_ratio``, ``n``, ``ci95`` of each; with ``rank`` also ``hr@k``, ``ndcg@k``, ``mrr`` by
-        the mean log-likelihood and, under ``by_sum``, by the summed one; ``decode``, ``split``,
-        ``seed``, ``seconds``, the data's name and hash, package versions.
+        ``valid_ratio``, ``n``, ``ci95`` of each; with ``free`` the same by two looser readings,
+        ``longest_match`` and ``as_reference``; with ``rank`` also ``hr@k``, ``ndcg@k``, ``mrr`` by
+        the mean log-likelihood and, under ``by_sum`` and ``by_character``, by the summed one and by
+        that over the title's characters, and ``computed_by``, rows by way of computing;
+        ``candidate_orders`` (see :mod:`ilora.evaluation.candidate_orders`) where there are several;
+        ``decode``, ``split``, ``seed``, ``seconds``, the data's name and hash, package versions.
 
     Raises:
-        InputError: an unknown ``decode``, a size below 1, the data of another catalogue, or no row
-            left.
+        InputError: an unknown ``decode``, a size below 1, beams elsewhere than in constrained
+            decoding, the data of another catalogue, or no row left.
     """
-    for name, size in (("batch_size", batch_size), ("max_rows", max_rows)):
+    _check_options(
+        decode,
+        beams,
+        batch_size=batch_size,
+        max_rows=max_rows,
+        candidate_orders=candidate_orders,
+    )
+    _check_data(model, folder, catalog)
+    builder = model.prompt_builder(folder.catalog, folder.domain, folder.window)
+    rows = RecommendationDataset(folder, split, builder, min_history=min_history, answer=False)
+    if max_rows is not None:
+        del rows.rows[max_rows:]
+    collator = Collator(model.tokenizer, len(folder.catalog), folder.window, "left")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # a place that cannot be had is told before the work
+    model.eval()
+    started = time.perf_counter()
+
+    def ask(asked: RecommendationDataset) -> list[dict[str, Any]]:
+        return predict(decode, model, asked, collator, batch_size=batch_size, beams=beams)
+
+    predictions = ask(rows)
+    metrics = measure(decode, rows, predictions, seed=seed)
+    if decode == "constrained":
+        metrics["beams"] = beams
+    if candidate_orders > 1:
+        metrics["candidate_orders"] = measure_orders(
+            ask, rows, predictions, candidate_orders, seed=seed
+        )
+    metrics |= {
+        "decode": decode,
+        "split": split,
+        "seed": seed,
+        "min_history": min_history,
+        "seconds": time.perf_counter() - started,
+        "data": {"name": folder.name, "sha256": folder.sha256},
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+    if out is not None:
+        write_evaluation(out, metrics, predictions)
+    return metrics
+
+
+def _check_options(decode: Decode, beams: int, **sizes: int | None) -> None:
+    for name, size in (sizes | {"beams": beams}).items():
         if size is not None and size < 1:
             raise InputError(f"{name} is {size}; it must be at least 1")
     if decode not in DECODES:
         raise InputError(f"decode is {decode!r}; it must be one of {', '.join(DECODES)}")
+    if beams > 1 and decode != "constrained":
+        raise InputError(f"beams is {beams}, but only --decode constrained searches with beams")
+
+
+def _check_data(model: ILoRARecommender, folder: DataFolder, catalog: Catalog | None) -> None:
     if model.encoder.num_items != len(folder.catalog):
         raise InputError(
             f"data: {folder.path} has {len(folder.catalog)} items, but the model was trained on "
@@ -88,115 +134,3 @@ def evaluate(
             f"data: item {item} is {other!r} in {folder.path} and {own!r} in the model's catalogue; "
             "give the data it was trained on"
         )
-    builder = PromptBuilder(model.tokenizer, folder.catalog, folder.domain, folder.window)
-    rows = RecommendationDataset(folder, split, builder, min_history=min_history, answer=False)
-    if max_rows is not None:
-        del rows.rows[max_rows:]
-    collator = Collator(model.tokenizer, len(folder.catalog), folder.window, "left")
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)  # a place that cannot be had is told before the work
-    model.eval()
-    started = time.perf_counter()
-    judge = _free if decode == "free" else _rank
-    metrics, predictions = judge(model, rows, collator, batch_size, seed)
-    metrics |= {
-        "decode": decode,
-        "split": split,
-        "seed": seed,
-        "min_history": min_history,
-        "seconds": time.perf_counter() - started,
-        "data": {"name": folder.name, "sha256": folder.sha256},
-        "versions": {name: version(name) for name in PACKAGES},
-    }
-    if out is not None:
-        _write(out, metrics, predictions)
-    return metrics
-
-
-def _free(
-    model: ILoRARecommender,
-    rows: RecommendationDataset,
-    collator: Collator,
-    batch_size: int,
-    seed: int,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    batches = decode_answers(model, rows, collator, batch_size=batch_size)
-    count = -(-len(rows) // batch_size)
-    answers = [answer for batch in _bar(batches, count, "answering") for answer in batch]
-    titles = [[rows.builder.titles[c] for c in rows.candidates(i)] for i in range(len(rows))]
-    targets = [rows.builder.titles[row.target] for row in rows.rows]
-    predictions = []
-    for i, answer in enumerate(answers):
-        judgement = judge_answer(answer, titles[i], targets[i])
-        candidates = rows.candidates(i)
-        named = None if judgement.candidate is None else candidates[judgement.candidate]
-        predictions.append(_row(rows, i) | {"answer": answer, "named": named, "hit": judgement.hit})
-    return generation_metrics(answers, titles, targets, seed=seed), predictions
-
-
-def _rank(
-    model: ILoRARecommender,
-    rows: RecommendationDataset,
-    collator: Collator,
-    batch_size: int,
-    seed: int,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    scored = score_candidates(model, rows, collator, batch_size=batch_size)
-    scores = list(_bar(scored, len(rows), "ranking"))
-    places = [rows.candidates(i).index(row.target) for i, row in enumerate(rows.rows)]
-    ranks = {
-        name: ranks_of_target(np.stack([getattr(s, name) for s in scores]), places)
-        for name in ("mean", "sum")
-    }
-    by_mean = ranking_metrics(ranks["mean"], seed=seed)
-    first = by_mean["hr@1"]
-    interval = by_mean["ci95"]["hr@1"]
-    metrics = by_mean | {
-        "hit_ratio_at_1": first,
-        "hit_ratio_at_1_valid": first,
-        "valid_ratio": 1.0,
-        "ci95": by_mean["ci95"]
-        | {
-            "hit_ratio_at_1": interval,
-            "hit_ratio_at_1_valid": interval,
-            "valid_ratio": [1.0, 1.0],
-        },
-        "normalisation": "mean log-likelihood of the title's tokens, terminator included",
-        "by_sum": ranking_metrics(ranks["sum"], seed=seed),
-    }
-    predictions = [
-        _row(rows, i)
-        | {"mean_log_likelihood": s.mean.tolist(), "sum_log_likelihood": s.sum.tolist()}
-        | {"rank": float(ranks["mean"][i]), "hit": bool(ranks["mean"][i] == 0)}
-        for i, s in enumerate(scores)
-    ]
-    return metrics, predictions
-
-
-def _row(rows: RecommendationDataset, index: int) -> dict[str, Any]:
-    row = rows.rows[index]
-    return {
-        "user": row.user,
-        "history": list(row.history),
-        "target": row.target,
-        "candidates": list(rows.candidates(index)),
-    }
-
-
-def _write(out: Path, metrics: dict[str, Any], predictions: list[dict[str, Any]]) -> None:
-    with atomic_file(out / "predictions.jsonl") as partial:
-        lines = (json.dumps(p, ensure_ascii=False) + "\n" for p in predictions)
-        partial.write_text("".join(lines), encoding="utf-8")
-    write_json(out / "metrics.json", metrics)
-
-
-def _bar(values: Iterable[T], total: int, description: str) -> Iterable[T]:
-    console = Console(stderr=True)
-    return track(
-        values,
-        description,
-        total=total,
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )

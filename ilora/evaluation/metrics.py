@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,12 @@ from ilora.evaluation.statistics import (
     bootstrap_intervals,
     bootstrap_ratio_interval,
 )
-from ilora.evaluation.titles import judge_answer, longest_match, match_answer
+from ilora.evaluation.titles import (
+    Judgement,
+    judge_answer,
+    judge_as_reference,
+    longest_match,
+)
 
 CUTOFFS = (1, 3, 5, 10)
 
@@ -113,14 +119,17 @@ def generation_metrics(
 
     An answer is valid when it names one candidate title, right when that is the target's title.
     The strict reading of "names" is `ilora.evaluation.titles.match_answer`. ``longest_match`` holds
-    the same figures under the loose reading, a title found inside the answer.
+    the same figures under the loose reading, a title found inside the answer; ``as_reference`` those
+    of the paper's released code, which wants one candidate to be a substring of the answer
+    (`ilora.evaluation.titles.judge_as_reference`) and whose published hit ratio is the one over
+    valid answers.
 
     The literature reports both hit ratios under one name. They order methods differently: one that
     answers rarely and well gains by the second.
 
     Returns:
         The three ratios, ``n``, ``ci95`` (measure -> ``[low, high]``; None where there is no
-        ratio), and ``longest_match``: the same keys once more.
+        ratio), and ``longest_match`` and ``as_reference``: the same keys once more.
 
     Raises:
         InputError: no answer, or lengths that differ.
@@ -132,14 +141,18 @@ def generation_metrics(
             f"{len(target_titles)} targets were given; give one of each a row"
         )
 
-    def measure(match: Callable[[str, Sequence[str]], int | None]) -> dict[str, Any]:
+    def measure(judge: Callable[[str, Sequence[str], str], Judgement]) -> dict[str, Any]:
         rows = zip(answers, candidate_titles, target_titles, strict=True)
-        judged = [judge_answer(answer, titles, target, match) for answer, titles, target in rows]
+        judged = [judge(answer, titles, target) for answer, titles, target in rows]
         hit = np.array([judgement.hit for judgement in judged], dtype=np.float64)
         valid = np.array([judgement.valid for judgement in judged], dtype=np.float64)
         return hit_and_valid_ratios(hit, valid, seed=seed, resamples=resamples)
 
-    return {**measure(match_answer), "longest_match": measure(longest_match)}
+    return {
+        **measure(judge_answer),
+        "longest_match": measure(partial(judge_answer, match=longest_match)),
+        "as_reference": measure(judge_as_reference),
+    }
 
 
 def hit_and_valid_ratios(

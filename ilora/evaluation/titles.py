@@ -2,8 +2,8 @@
 
 Titles are not unique and can contain one another, so "the title occurs in the answer" is not
 enough: an answer "Portal 2" contains "Portal". The strict rule, `match_answer`, wants the answer
-to *be* a title. `longest_match` looks for a title inside a longer answer and is reported beside it
-for comparison with evaluations that search for substrings.
+to *be* a title. `longest_match` looks for a title inside a longer answer, and `judge_as_reference`
+for substrings as the paper's released code does; both are reported beside it for comparison.
 """
 
 from __future__ import annotations
@@ -131,6 +131,24 @@ def judge_answer(
     if index is None:
         return Judgement(None, False)
     return Judgement(index, fold_title(candidate_titles[index]) == fold_title(target_title))
+
+
+def judge_as_reference(
+    answer: str, candidate_titles: Sequence[str], target_title: str
+) -> Judgement:
+    """Judge one answer as the paper's released code does, for comparison with its figures.
+
+    Texts are compared in lower case without surrounding blanks. The answer is valid when exactly one
+    entry of the candidate list is a substring of it, whole word or not: "Portal 2" is invalid beside
+    the candidates "Portal" and "Portal 2", and so is any answer with a title that two
+    candidates share. It is a hit when that entry's title is the target's.
+    """
+    text = answer.strip().lower()
+    titles = [title.strip().lower() for title in candidate_titles]
+    found = [k for k, title in enumerate(titles) if title in text]
+    if len(found) != 1:
+        return Judgement(None, False)
+    return Judgement(found[0], titles[found[0]] == target_title.strip().lower())
 
 
 def _only_title(found: Sequence[int], candidate_titles: Sequence[str]) -> int | None:

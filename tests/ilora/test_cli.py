@@ -25,6 +25,7 @@ from ilora.cli import app
 from ilora.cli.assignments import parse_assignments
 from ilora.cli.failures import explain
 from ilora.config import AdapterSettings, TrainingSettings
+from ilora.data.synthetic import build_synthetic
 from ilora.encoders import EncoderTraining
 from ilora.errors import InputError
 from tests.ilora.tiny_world import World
@@ -73,14 +74,24 @@ def test_all_commands_of_the_contract_are_there() -> None:
         "quickstart",
         "data build movielens-100k",
         "data build csv",
+        "data build llara",
+        "data build lastfm",
+        "data build steam",
+        "data build amazon",
         "data build synthetic",
         "data check",
         "base-llm build",
         "encoder train",
+        "import reference",
         "train",
+        "sweep",
         "evaluate",
         "recommend",
+        "compare",
         "report",
+        "explain gates",
+        "explain usage",
+        "explain gradients",
     }
 
 
@@ -123,12 +134,19 @@ def test_an_unknown_option_is_a_usage_error() -> None:
         ("data check {data} --name x", "give --fix"),
         ("data build csv --source {tmp}/none.csv --out {tmp}/o", "is missing"),
         ("data build movielens-100k --source {tmp} --out {tmp}/o", "u.item is missing"),
+        ("data build llara --source {tmp} --out {tmp}/o", "neither id2name.txt nor u.item"),
+        ("data build lastfm --source {tmp} --out {tmp}/o", "artists.dat is missing"),
+        ("data build steam --source {tmp} --out {tmp}/o", "steam_games.json.gz is missing"),
+        ("data build amazon --source {tmp} --out {tmp}/o", "no reviews of Video_Games"),
+        ("data build amazon --source {tmp} --category ../x --out {tmp}/o", "category is '../x'"),
         ("data build synthetic --users 3 --out {tmp}/o", "num_users: 3"),
         ("data build synthetic --out {tmp}/file/o", "a file is in the way"),
         ("base-llm build --data {tmp}/none --out {tmp}/o", "is not a folder"),
         ("base-llm build --data {data} --preset big --out {tmp}/o", "preset: 'big'"),
         ("encoder train --data {data} --encoder x --out {tmp}/o", "encoder is 'x'"),
         ("encoder train --data {data} --set x --out {tmp}/o", "KEY=VALUE"),
+        ("import reference --checkpoint {tmp}/file --data {data} --out {tmp}/o", "is refused"),
+        ("import reference --checkpoint {tmp}/none --data {data} --out {tmp}/o", "does not exist"),
         ("train --out {tmp}/o", "give --data"),
         ("train --out {tmp}/o --config {tmp}/none.yaml", "does not exist"),
         ("train --out {tmp}/o --data d --llm l --encoder e", "d is not a folder"),
@@ -144,8 +162,18 @@ def test_an_unknown_option_is_a_usage_error() -> None:
         ("evaluate --data {data} --model {tmp}/none", "is not a folder"),
         ("evaluate --data {data} --model {tmp}", "config.yaml is missing"),
         ("evaluate --data {data} --model m --split train", "only val and test"),
+        ("sweep --out {tmp}/o --learning-rates 1e-3", "give --data"),
+        ("sweep --out {tmp}/o --learning-rates 1e-3;2e-3", "numbers with commas between"),
+        ("sweep --out {tmp}/o --learning-rates 1e-3 --seeds 0,x", "such as 0,1,2"),
         ("recommend --model {tmp}/model.pt --history 1", "pickle"),
         ("report {tmp}", "holds no training run"),
+        ("report {encoder} --data {tmp}/none", "is not a folder"),
+        ("train --out {tmp}/o --data d --llm l --encoder e --gate x", "'x'; choose one of linear"),
+        ("explain gates --data {data} --model {tmp}/none", "is not a folder"),
+        ("explain usage --data {data} --model {tmp}", "config.yaml is missing"),
+        ("explain usage --data {data} --model m --split all", "split is 'all'"),
+        ("explain gradients --data {data} --model m --split all", "split is 'all'"),
+        ("explain gradients --data {tmp}/none --model m", "is not a folder"),
         ("report {tmp}/none", "is not a folder"),
     ],
 )
@@ -328,13 +356,21 @@ def test_the_whole_way_from_data_to_report(tmp_path: Path) -> None:
         assert "ilora evaluate --model" in done.stderr
     for decode in ("free", "rank"):
         do("evaluate", "--model", runs["ilora"], "--data", data, "--decode", decode)
+    words = ("--decode", "constrained", "--beams", 3, "--candidate-orders", 2)
+    done = do("evaluate", "--model", runs["ilora"], "--data", data, *words)
+    assert "HitRatio@1 over 2 orders" in done.stdout
     do("evaluate", "--model", runs["lora"] / "model", "--data", data, "--max-rows", 2)
     other = tmp_path / "other"
     do("data", "build", "synthetic", "--users", 60, "--seed", 1, "--out", other)
     words = ("--data", other, "--max-rows", 1, "--out", tmp_path / "elsewhere")
     assert "seen these users" in do("evaluate", "--model", runs["lora"], *words).stderr
     folders = sorted(p.parent.name for p in tmp_path.glob("runs/*/evaluation/*/metrics.json"))
-    assert folders == ["test-free", "test-free-first-2", "test-rank"]
+    assert folders == [
+        "test-constrained-beams-3-orders-2",
+        "test-free",
+        "test-free-first-2",
+        "test-rank",
+    ]
 
     title = (data / "items.csv").read_text().splitlines()[4].split(",")[1]  # of item 3
     out = tmp_path / "recommendation.json"
@@ -356,6 +392,51 @@ def test_the_whole_way_from_data_to_report(tmp_path: Path) -> None:
         assert name in text
     assert "sasrec (test-encoder)" in text
     assert "different numbers of rows" in reported.stderr
+
+
+def test_baselines_and_explanations_the_way_a_user_types_them(tmp_path: Path, world: World) -> None:
+    def do(*words: object) -> Any:
+        result = run(*words)
+        assert result.exit_code == 0, result.output
+        return result
+
+    data, runs = world.folder.path, tmp_path / "runs"
+    inputs = ("--data", data, "--llm", world.llm, "--encoder", world.encoder)
+    budget = ["--max-steps", "1", "--batch-size", "4", "--set", "training.evaluations=0"]
+    chosen = ("--gate", "per-layer", "--rank", 16, "--experts", 8)
+    do("train", *inputs, "--out", runs / "ilora", *chosen, *budget)
+    file = runs / "ilora" / "settings.yaml"
+    for method in ("lora", "none"):
+        do("train", "--config", file, "--method", method, "--out", runs / method)
+    do("evaluate", "--model", runs / "none", "--data", data, "--max-rows", 2)
+    do("report", runs, "--data", data, "--out", tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| popularity (test) |" in text
+    assert "| none (test-free-first-2) |" in text
+
+    whose = ("--data", data, "--split", "train")
+    do("explain", "gates", "--model", runs / "ilora", *whose, "--clusters", 3)
+    assert "of 8" in do("explain", "usage", "--model", runs / "ilora", *whose).stdout
+    short = ("--clusters", 2, "--users", 3)
+    told = do("explain", "gradients", "--model", runs / "lora", "--data", data, *short)
+    assert "between the halves of one cluster" in told.stdout
+    assert "note" not in told.stderr
+    words = ("--by", "groups", "--users", 2, "--out", tmp_path / "elsewhere")
+    told = do("explain", "gradients", "--model", runs / "ilora", "--data", data, *words)
+    assert "has 8 experts" in told.stderr
+    made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("explain/*")}
+    pairs = {("ilora", "gates"), ("ilora", "usage"), ("lora", "gradients")}
+    endings = ("png", "csv")
+    assert made == {f"runs/{run}/explain/{name}.{end}" for run, name in pairs for end in endings}
+    assert {p.name for p in (tmp_path / "elsewhere").iterdir()} == {
+        "gradients.png",
+        "gradients.csv",
+    }
+    refused = refusal("explain", "usage", "--model", runs / "lora", "--data", data)
+    assert "one expert" in refused
+    other = build_synthetic(tmp_path / "other", num_users=60, num_items=28, lengths=(5, 7), seed=9)
+    refused = refusal("explain", "gates", "--model", runs / "ilora", "--data", other.path)
+    assert "is not what" in refused
 
 
 def stated_defaults(*command: str) -> dict[str, float]:

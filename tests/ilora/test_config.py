@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from ilora.config import AdapterSettings, TrainingSettings, read_settings, write_settings
 from ilora.errors import InputError
+from ilora.gate_config import TopK, Uniform
 
 NEEDED = {"data": "d", "llm": "l", "encoder": "e"}
 
@@ -146,3 +147,80 @@ def test_a_dotted_key_below_a_plain_value_is_refused(tmp_path: Path) -> None:
     file = yaml_file(tmp_path, NEEDED | {"training": "fast"})
     with pytest.raises(InputError, match="training must hold keys and values"):
         read_settings(file, {"training.epochs": 1})
+
+
+# Gates
+
+
+@pytest.mark.parametrize(
+    ("changes", "written"),
+    [
+        ({}, "linear"),
+        ({"adapter.gate": "residual"}, "residual"),
+        ({"adapter.gate.name": "top-k", "adapter.gate.k": 1}, {"name": "top-k", "k": 1}),
+        ({"adapter.gate": {"name": "mlp", "width": 7}}, {"name": "mlp", "width": 7}),
+        ({"adapter.gate": {"name": "mlp", "width": 128}}, "mlp"),
+    ],
+)
+def test_a_gate_is_written_as_its_name_and_the_options_that_were_changed(
+    tmp_path: Path, changes: dict[str, Any], written: Any
+) -> None:
+    settings = read_settings(None, NEEDED | changes)
+    write_settings(settings, tmp_path / "settings.yaml")
+    tree = yaml.safe_load((tmp_path / "settings.yaml").read_text())
+    assert tree["adapter"]["gate"] == written
+    assert read_settings(tmp_path / "settings.yaml", {}) == settings
+
+
+def test_an_option_is_set_on_a_gate_that_a_file_names(tmp_path: Path) -> None:
+    file = yaml_file(tmp_path, {**NEEDED, "adapter": {"gate": "top-k"}})
+    assert read_settings(file, {"adapter.gate.k": 3}).adapter.gate == TopK(k=3)
+    assert read_settings(file, {"adapter.gate": "uniform"}).adapter.gate == Uniform()
+
+
+@pytest.mark.parametrize(
+    ("gate", "sentence"),
+    [
+        ("router", "adapter.gate in the options is 'router'; choose one of linear, mlp"),
+        ({"k": 2}, "adapter.gate in the options has no name; choose one of linear, mlp"),
+        ({"name": "linear", "k": 2}, "the unknown key adapter.gate.k;"),
+        ({"name": "top-k", "k": 0}, "adapter.gate.k in the options is 0"),
+        ({"name": "top-k", "k": 5}, "gate.k 5 is more than the 4 experts"),
+        ({"name": "noisy", "k": 5}, "gate.k 5 is more than the 4 experts"),
+        ({"name": "dropout", "p": 1.0}, "adapter.gate.p in the options is 1.0"),
+    ],
+)
+def test_a_gate_that_does_not_exist_or_fit_is_named(gate: Any, sentence: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read_settings(None, NEEDED | {"adapter.gate": gate})
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("num_experts", [1, 2, 4, 8, 16])
+def test_one_to_sixteen_experts_share_a_rank_of_sixteen(num_experts: int) -> None:
+    settings = read_settings(
+        None, NEEDED | {"adapter.rank": 16, "adapter.num_experts": num_experts}
+    )
+    assert settings.adapter.experts == num_experts
+
+
+# Baselines: one key apart
+
+
+@pytest.mark.parametrize(
+    ("changes", "experts", "titles_alone"),
+    [
+        ({}, 4, False),
+        ({"adapter.method": "lora"}, 1, False),
+        ({"adapter.method": "lora", "training.curriculum": "text"}, 1, True),
+        ({"adapter.method": "none"}, 1, True),
+    ],
+    ids=["iLoRA", "hybrid LoRA", "text-only LoRA", "un-adapted"],
+)
+def test_a_baseline_is_a_key_away(
+    changes: dict[str, Any], experts: int, titles_alone: bool
+) -> None:
+    settings = read_settings(None, NEEDED | changes)
+    assert settings.adapter.experts == experts
+    assert settings.titles_alone is titles_alone

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import ilora.evaluation.evaluate
+import ilora.evaluation.protocols
 from ilora.data.catalog import Catalog
 from ilora.data.collation import Collator
 from ilora.data.folder import DataFolder
@@ -41,7 +41,7 @@ def written(out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return metrics, [json.loads(line) for line in lines]
 
 
-@pytest.mark.parametrize("decode", ["free", "rank"])
+@pytest.mark.parametrize("decode", ["free", "constrained", "rank"])
 def test_metrics_hold_everything_that_a_reader_needs(
     world: World, model: ILoRARecommender, tmp_path: Path, decode: Any
 ) -> None:
@@ -58,12 +58,12 @@ def test_metrics_hold_everything_that_a_reader_needs(
     assert metrics["seconds"] > 0
     if decode == "rank":
         measures = ("hr@1", "hr@3", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
-        for measured in (metrics, metrics["by_sum"]):
+        for measured in (metrics, metrics["by_sum"], metrics["by_character"]):
             assert set(measures) <= measured.keys()
             assert set(measures) <= measured["ci95"].keys()
 
 
-@pytest.mark.parametrize("decode", ["free", "rank"])
+@pytest.mark.parametrize("decode", ["free", "constrained", "rank"])
 def test_predictions_are_the_folders_rows_with_their_frozen_candidates(
     world: World, model: ILoRARecommender, tmp_path: Path, decode: Any
 ) -> None:
@@ -93,7 +93,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
             kinds = [right, f' "{right.upper()}". ', wrong, f"{right}, {wrong}", ""]
             yield [kinds[i % len(kinds)]]
 
-    monkeypatch.setattr(ilora.evaluation.evaluate, "decode_answers", answer)
+    monkeypatch.setattr(ilora.evaluation.protocols, "decode_answers", answer)
 
 
 @pytest.mark.usefixtures("scripted")
@@ -128,6 +128,7 @@ def test_the_scores_on_the_disk_give_the_figures_beside_them(
     for key, measured in (
         ("mean_log_likelihood", metrics),
         ("sum_log_likelihood", metrics["by_sum"]),
+        ("per_character_log_likelihood", metrics["by_character"]),
     ):
         ranks = []
         for line in predictions:
@@ -158,6 +159,7 @@ def test_scores_are_those_of_one_candidate_at_a_time_without_padding(
         expected = CandidateScores(
             sum=np.array([sum(tokens) for tokens in direct]),
             mean=np.array([np.mean(tokens) for tokens in direct]),
+            per_character=np.array([]),
         )
         np.testing.assert_allclose(scored[i].sum, expected.sum, rtol=1e-5)
         np.testing.assert_allclose(scored[i].mean, expected.mean, rtol=1e-5)
@@ -251,7 +253,7 @@ def test_a_file_in_the_way_is_told_before_the_work(
     def answer(*_: Any, **__: Any) -> None:
         raise AssertionError("the model was asked")
 
-    monkeypatch.setattr(ilora.evaluation.evaluate, "decode_answers", answer)
+    monkeypatch.setattr(ilora.evaluation.protocols, "decode_answers", answer)
     (tmp_path / "file").write_text("mine")
     with pytest.raises(FileExistsError):
         evaluate(model, world.folder, out=tmp_path / "file")
@@ -261,7 +263,7 @@ def test_a_file_in_the_way_is_told_before_the_work(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"decode": "beam"}, "decode is 'beam'; it must be one of free, rank"),
+        ({"decode": "beam"}, "decode is 'beam'; it must be one of free, constrained, rank"),
         ({"max_rows": 0}, "max_rows is 0"),
         ({"max_rows": -1}, "max_rows is -1"),
         ({"batch_size": 0}, "batch_size is 0"),

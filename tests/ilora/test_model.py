@@ -21,7 +21,10 @@ from ilora.config import AdapterSettings
 from ilora.data.prompts import IGNORED_LABEL, NO_ITEM
 from ilora.encoders import load_encoder
 from ilora.errors import InputError
+from ilora.gate import GATES
 from ilora.model import ILoRARecommender
+from ilora.peft import ILoraLinear
+from ilora.training import build_recommender
 from tests.ilora.tiny_world import CPU, World, load_llm, load_tokenizer, stir
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -397,3 +400,89 @@ def test_a_base_models_own_sampling_settings_do_not_change_greedy_decoding(world
     assert torch.equal(model.eval().generate(batch, max_new_tokens=12), expected)
     repeats = [len(row) - len(set(row)) for row in expected.tolist()]
     assert max(repeats) > 0  # a repetition penalty of 9 would have shown
+
+
+# Other gates, and none
+
+
+@pytest.mark.parametrize("gate", [name for name in GATES if name not in ("uniform", "random-init")])
+def test_every_gate_learns_from_the_loss(world: World, batch: dict[str, Tensor], gate: str) -> None:
+    model, _ = world.built({"adapter.gate": gate, "adapter.dropout": 0.0})
+    model.train()(**batch).loss.backward()
+    for name, parameter in model.gate.named_parameters():
+        assert parameter.grad is not None, name
+    assert any(bool(parameter.grad.any()) for parameter in model.gate.parameters())
+
+
+def test_a_uniform_gate_is_plain_lora(world: World, batch: dict[str, Tensor]) -> None:
+    lora = world.recommender(method="lora", dropout=0.0)
+    uniform = world.recommender(gate="uniform", dropout=0.0)
+    assert lora.trainable_parameters() == uniform.trainable_parameters()
+    uniform.load_state_dict(lora.state_dict())
+    torch.testing.assert_close(
+        full_logits(lora, batch), full_logits(uniform, batch), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("scaling", "factor"), [("expert", 32 / 2), ("total", 32 / 8)])
+def test_the_two_conventions_of_scaling_are_the_codes_and_the_papers(
+    world: World, scaling: str, factor: float
+) -> None:
+    model = world.recommender(scaling=scaling, rank=8, num_experts=4, alpha=32)
+    layer = next(m for m in model.modules() if isinstance(m, ILoraLinear))
+    assert layer._adapter("default").scaling == factor
+
+
+def test_a_gate_per_layer_gives_every_layer_of_the_model_its_own_mixture(
+    world: World, batch: dict[str, Tensor]
+) -> None:
+    model = world.recommender(gate="per-layer")
+    mixtures = model.gates(batch["histories"])
+    assert mixtures.shape == (6, 2 * 7, 4)
+    assert (mixtures[:, 0] - mixtures[:, 1]).abs().max() > 1e-2
+    examples = asked(world, model)
+    together = model.generate(world.batch(model, examples), max_new_tokens=4, num_beams=2)
+    alone = [
+        model.generate(one, max_new_tokens=4, num_beams=2) for one in each(world, model, examples)
+    ]
+    assert torch.equal(together, torch.cat(alone))
+
+
+def test_the_token_collapsed_gate_of_a_built_model_has_read_the_catalogue(world: World) -> None:
+    model, _ = world.built({"adapter.gate": "token-collapsed"})
+    title = world.folder.catalog.title(3)
+    tokens = model.tokenizer(f" {title}", add_special_tokens=False)["input_ids"]
+    table = model.llm.get_input_embeddings().weight
+    torch.testing.assert_close(model.gate.title_sums[3], table[tokens].sum(0))
+    assert int(model.gate.title_lengths[3]) == len(tokens)
+    assert not model.gate.title_sums[-1].any()  # the padding
+
+
+def test_an_unadapted_model_is_the_language_model_and_trains_nothing(world: World) -> None:
+    model, config = build_recommender(world.settings({"adapter.method": "none"}), world.folder, CPU)
+    assert model.trainable_parameters() == 0
+    assert not config.hybrid
+    rows = world.rows(model, "val", answer=False)
+    one = world.batch(model, [rows[0]])
+    assert model.placeholder_id not in one["input_ids"]
+    told = model.generate(one, max_new_tokens=5)
+    llm = load_llm(str(world.llm), torch.float32, CPU)
+    expected = llm.generate(
+        input_ids=one["input_ids"],
+        attention_mask=one["attention_mask"],
+        max_new_tokens=5,
+        do_sample=False,
+        pad_token_id=model.tokenizer.pad_token_id,
+    )[:, one["input_ids"].shape[1] :]
+    assert torch.equal(told, expected)
+
+
+def test_hybrid_prompts_need_placeholders(world: World) -> None:
+    with pytest.raises(InputError, match="placeholders is False"):
+        ILoRARecommender(
+            load_llm(str(world.llm), torch.float32, CPU),
+            load_tokenizer(world.llm),
+            load_encoder(world.encoder),
+            AdapterSettings(),
+            placeholders=False,
+        )

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import ilora.model_folder
 from ilora.errors import InputError
+from ilora.gate import GATES
 from ilora.model import ILoRARecommender
 from ilora.model_folder import fingerprint, load_llm, load_model, load_weights, save_model
 from ilora.tokens import PLACEHOLDER, load_tokenizer
@@ -82,13 +83,25 @@ def refused(path: Path, **options: Any) -> str:
         {"adapter.scaling": "total", "adapter.alpha": 3.0, "adapter.target_modules": ["q_proj"]},
         {"training.bf16": True},
         {"training.curriculum": "text"},
+        {"adapter.method": "none"},
+        *({"adapter.gate": name} for name in GATES),
+        {"adapter.gate": {"name": "top-k", "k": 1}},
+        {"adapter.rank": 16, "adapter.num_experts": 16, "adapter.gate": "per-layer"},
     ],
-    ids=["ilora", "lora", "other experts", "bfloat16", "text prompts"],
+    ids=[
+        *("ilora", "lora", "other experts", "bfloat16", "text prompts", "un-adapted"),
+        *GATES,
+        "top-1",
+        "sixteen experts per layer",
+    ],
 )
 def test_a_loaded_model_is_the_saved_one_to_the_bit(
     world: World, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     model, config = world.built(changes)
+    rows = world.rows(model, "train", answer=True)
+    model.train()(**world.batch(model, [rows[i] for i in range(4)]))  # moves batch statistics
+    model.eval()
     save_model(tmp_path / "model", model, config, world.folder.catalog)
     before = torch.get_rng_state()
     loaded, read, catalog = load_model(tmp_path / "model", device="cpu")
@@ -350,3 +363,20 @@ def test_a_base_model_that_lacks_a_tensor_is_refused(world: World, tmp_path: Pat
     )
     with pytest.raises(InputError, match=f"lack {name} and 0 more"):
         load_llm(str(folder), torch.float32, CPU)
+
+
+def test_the_batch_statistics_of_a_gate_are_in_the_file(world: World, tmp_path: Path) -> None:
+    model, config = world.built({"adapter.gate": "residual"})
+    save_model(tmp_path / "model", model, config, world.folder.catalog)
+    stored = load_file(tmp_path / "model" / WEIGHTS)
+    buffers = {f"gate.{name}" for name, _ in model.gate.named_buffers()}
+    assert len(buffers) == 3 * 19  # one normalisation at the start, two in each of nine blocks
+    assert buffers <= stored.keys()
+    del stored["gate.network.bn1.running_var"]
+    save_file(stored, tmp_path / "model" / WEIGHTS)
+    assert "running_var is absent" in refused(tmp_path / "model")
+
+
+def test_a_folder_that_says_nothing_of_placeholders_has_them(copy: Path) -> None:
+    rewrite(copy / "config.yaml", "placeholders: true\n", "")
+    assert load_model(copy, device="cpu")[0].placeholders

@@ -563,3 +563,80 @@ def test_the_trainer_of_transformers_trains_the_adapter_alone(
     Trainer(model=model, args=arguments, train_dataset=rows).train()
     changed = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
     assert changed == {name for name in before if "lora_" in name}
+
+
+# ---- A mixture for every layer
+
+
+def test_gates_per_layer_reach_their_layers_in_the_order_of_the_model(ids: Tensor) -> None:
+    model = adapted(gates_per_layer=True)
+    layers = layers_of(model)
+    assert [layer.gate_index for layer in layers] == list(range(len(layers)))
+    assert model.base_model.num_layers == len(layers)
+    gates = (3 * torch.randn(B, len(layers), K)).softmax(-1)
+    taken: dict[int, Tensor] = {}
+    for index, layer in enumerate(layers):
+        adapt = layer.adapt
+
+        def spy(
+            x: Tensor, adapter: Any, gate: Tensor | None, at: int = index, to: Any = adapt
+        ) -> Tensor:
+            _, own, _ = layers[at].gates.for_input(x, layers[at].gate_index)
+            taken[at] = own
+            return to(x, adapter, gate)
+
+        layer.adapt = spy  # type: ignore[method-assign]
+    model(ids, gates=gates)
+    assert all(torch.equal(taken[index], gates[:, index]) for index in range(len(layers)))
+
+
+def test_gates_that_are_the_same_in_every_layer_are_one_gate(ids: Tensor, gates: Tensor) -> None:
+    shared, own = adapted(), adapted(gates_per_layer=True)
+    own.load_state_dict(shared.state_dict())
+    count = own.base_model.num_layers
+    expected = shared(ids, gates=gates).logits
+    everywhere = gates[:, None].expand(B, count, K)
+    assert torch.equal(own(ids, gates=everywhere).logits, expected)
+    alone = own(ids, gates=gates[:1].expand(count, K)).logits
+    assert torch.equal(alone, shared(ids, gates=gates[0]).logits)
+    options = {"max_new_tokens": 3, "pad_token_id": 0, "do_sample": False, "num_beams": 2}
+    answers = shared.generate(input_ids=ids, gates=gates, **options)
+    assert torch.equal(own.generate(input_ids=ids, gates=everywhere, **options), answers)
+
+
+def test_gates_per_layer_survive_gradient_checkpointing(ids: Tensor) -> None:
+    model = adapted(gates_per_layer=True, lora_dropout=0.0).train()
+    gates = (3 * torch.randn(B, model.base_model.num_layers, K)).softmax(-1).requires_grad_()
+    (plain,) = torch.autograd.grad(model(ids, labels=ids, gates=gates).loss, gates)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()
+    (again,) = torch.autograd.grad(model(ids, labels=ids, gates=gates).loss, gates)
+    torch.testing.assert_close(again, plain)
+    assert bool(plain.any(-1).all())
+
+
+def test_gates_per_layer_of_another_batch_are_refused(ids: Tensor) -> None:
+    model = adapted(gates_per_layer=True)
+    with pytest.raises(ValueError, match=f"the batch has {B} instances"):
+        model(ids, gates=torch.ones(B + 1, model.base_model.num_layers, K))
+
+
+def test_a_loaded_adapter_knows_that_its_gates_are_per_layer(tmp_path: Path, ids: Tensor) -> None:
+    model = adapted(gates_per_layer=True)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(llama(), tmp_path).eval()
+    gates = (3 * torch.randn(B, loaded.base_model.num_layers, K)).softmax(-1)
+    assert torch.equal(loaded(ids, gates=gates).logits, model(ids, gates=gates).logits)
+
+
+def test_a_compiled_model_takes_gates_per_layer_without_a_break(ids: Tensor) -> None:
+    torch._dynamo.reset()
+    model = adapted(llama(num_hidden_layers=1), gates_per_layer=True)
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model.base_model.model, backend=counter, fullgraph=True)
+    gates = (3 * torch.randn(B, model.base_model.num_layers, K)).softmax(-1)
+    for mixture in (gates, gates.flip(1)):
+        expected = model(ids, gates=mixture, use_cache=False).logits
+        with model.base_model.gates.set(mixture, per_layer=True):
+            torch.testing.assert_close(compiled(input_ids=ids, use_cache=False).logits, expected)
+    assert counter.frame_count == 1

@@ -51,6 +51,33 @@ def test_the_mixture_is_the_models(world: World, built: Built) -> None:
     assert sum(found.gate) == pytest.approx(1)
 
 
+def test_of_a_gate_per_layer_the_mean_mixture_is_told(world: World) -> None:
+    model, config = world.built({"adapter.gate": "per-layer"})
+    found = recommend(model, world.folder.catalog, config, [1, 2, 3], [4, 5])
+    with torch.inference_mode():
+        layers = model.gates(torch.tensor([[1, 2, 3]]))[0]
+    assert found.gate == pytest.approx(layers.mean(0).tolist())
+    assert len(found.gate) == 4
+
+
+@pytest.mark.parametrize("curriculum", ["text", "hybrid"])
+def test_a_model_of_titles_alone_is_asked_in_titles_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch, curriculum: str
+) -> None:
+    model, config = world.built({"training.curriculum": curriculum})
+    seen: list[bool] = []
+    embed = ILoRARecommender.embed
+
+    def spy(self: ILoRARecommender, input_ids: torch.Tensor, *args: object) -> torch.Tensor:
+        seen.append(bool((input_ids == self.placeholder_id).any()))
+        return embed(self, input_ids, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ILoRARecommender, "embed", lambda *a, **_: spy(*a))
+    recommend(model, world.folder.catalog, config, [1, 2, 3], [4, 5])
+    assert seen
+    assert set(seen) == {curriculum == "hybrid"}
+
+
 def test_only_the_latest_window_is_read(world: World, built: Built) -> None:
     model, config = built
     history = [k % 8 for k in range(15)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from io import StringIO
 from pathlib import Path
@@ -13,7 +14,8 @@ from rich.console import Console
 from ilora.errors import InputError
 from ilora.gate_map import GateMap
 from ilora.plots import run_colours
-from ilora.report import ReportRow, print_table, write_report
+from ilora.report import Reading, ReportRow, print_table, write_report
+from ilora.seeds import SeedRow
 
 LOST = ReportRow("iLoRA", 0.1, (0.05, 0.2), 0.25, 0.4, 95, 12.4, 1_234_567)
 WON = ReportRow("LoRA", 0.3, (0.2, 0.4), None, 0.0, 95)
@@ -44,6 +46,20 @@ def test_every_row_is_shown_in_the_order_given(tmp_path: Path) -> None:
         text.index("| LoRA | 0.300 | 0.200–0.400 | – | 0.000 | 95 | – | – |")
     )
     assert "- Mind this." in text
+
+
+def test_seeds_and_the_reading_of_the_papers_code_get_tables_of_their_own(tmp_path: Path) -> None:
+    seeds = [SeedRow("LoRA (test-free)", (0, 1, 4), 0.25, 0.05, (0.126, 0.374))]
+    read = dataclasses.replace(WON, as_reference=Reading(0.2, 0.5, 0.4))
+    text = write(tmp_path, rows=[LOST, read], seeds=seeds)
+    assert "| LoRA (test-free) | 0.250 | 0.050 | 0.126–0.374 | 0, 1, 4 |" in text
+    assert "| LoRA | 0.200 | 0.500 | 0.400 |" in text
+    told = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert told["seeds"][0]["mean"] == 0.25
+    assert told["rows"][1]["as_reference"]["valid_ratio"] == 0.4
+    plain = write(tmp_path)
+    assert "Over seeds" not in plain
+    assert "paper's code" not in plain
 
 
 def test_the_same_is_there_as_json(tmp_path: Path) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ilora.data.synthetic import build_synthetic
 from ilora.errors import InputError
+from ilora.evaluation.popularity import popularity_metrics
+from ilora.gate import GATES
+from ilora.gate_map import gate_map
 from ilora.model_folder import save_model
 from ilora.runs import collect_runs, read_gates
 from tests.ilora.tiny_world import World
@@ -71,6 +76,15 @@ def test_an_encoder_gives_a_row_for_each_split(world: World) -> None:
     assert test.trainable_parameters is not None
 
 
+def test_popularity_is_a_row_beside_the_encoder_where_its_data_is_given(world: World) -> None:
+    rows = collect_runs([world.encoder], world.folder.path).rows
+    names = ["popularity (test)", "encoder (test-encoder)"]
+    assert [row.name for row in rows[:2]] == names
+    expected = popularity_metrics(world.folder, "test")
+    assert (rows[0].hit_ratio_at_1, rows[0].n) == (expected["hr@1"], rows[1].n)
+    assert rows[0].trainable_parameters is None
+
+
 def test_the_test_rows_come_first(tmp_path: Path) -> None:
     run = write_run(tmp_path / "mine")
     for name in ("val-free", "test-free"):
@@ -123,6 +137,42 @@ def test_rows_that_cannot_be_compared_are_noted(tmp_path: Path, other: Any, told
     assert told in note
 
 
+def seeded(path: Path, seed: int, hit_ratio: float, settings: str = SETTINGS) -> None:
+    run = write_run(path / f"lora-seed{seed}")
+    (run / "settings.yaml").write_text(f"{settings}seed: {seed}\n")
+    write_evaluation(run, hit_ratio_at_1=hit_ratio)
+
+
+def test_runs_that_differ_in_the_seed_alone_are_summed_up(tmp_path: Path) -> None:
+    for seed, hit_ratio in enumerate((0.2, 0.3, 0.1)):
+        seeded(tmp_path, seed, hit_ratio)
+    write_evaluation(write_run(tmp_path / "other", seed=0), n=8)
+    (tmp_path / "other" / "settings.yaml").write_text(SETTINGS.replace("l\n", "another\n"))
+    (row,) = collect_runs([tmp_path]).seeds
+    assert (row.name, row.seeds) == ("lora (test-free)", (0, 1, 2))
+    assert (row.mean, row.sd) == (pytest.approx(0.2), pytest.approx(0.1))
+    assert row.ci95 == pytest.approx((0.2 - 0.2484, 0.2 + 0.2484), abs=1e-4)  # t(.975, 2) = 4.303
+
+
+def test_other_rows_or_settings_are_not_another_seed(tmp_path: Path) -> None:
+    seeded(tmp_path / "a", 0, 0.2)
+    seeded(tmp_path / "b", 1, 0.2, SETTINGS.replace("method: lora", "method: lora, rank: 4"))
+    assert collect_runs([tmp_path / "a", tmp_path / "b"]).seeds == []
+    file = tmp_path / "c" / "lora-seed2" / "evaluation" / "test-free" / "metrics.json"
+    seeded(tmp_path / "c", 2, 0.2)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"n": 5}))
+    assert collect_runs([tmp_path / "a", tmp_path / "c"]).seeds == []
+
+
+def test_the_reading_of_the_papers_code_is_found(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "mine")
+    told = {"hit_ratio_at_1": 0.5, "hit_ratio_at_1_valid": 0.75, "valid_ratio": 0.6}
+    write_evaluation(run, as_reference=told)
+    (row,) = collect_runs([run]).rows
+    assert row.as_reference is not None
+    assert dataclasses.asdict(row.as_reference) == told
+
+
 def test_candidate_lists_of_several_lengths_have_no_one_chance(tmp_path: Path) -> None:
     for name, line in (("a", '{"candidates": [1, 2]}'), ("b", '{"candidates": [1, 2, 3]}')):
         folder = write_evaluation(write_run(tmp_path / name))
@@ -141,6 +191,19 @@ def test_gates_are_read_without_the_language_model(tmp_path: Path, world: World)
     found = collect_runs([run]).gates["run"]
     assert found.num_experts == 4
     assert len(found.weights) == len({row.user for row in world.folder.rows("test", 3)})
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_every_kind_of_gate_is_read_without_the_language_model(
+    tmp_path: Path, world: World, gate: str
+) -> None:
+    model, config = world.built({"adapter.gate": gate})
+    save_model(tmp_path / "model", model, config, world.folder.catalog)
+    before = torch.get_rng_state()
+    found = read_gates(tmp_path / "model", world.folder.path)
+    assert torch.equal(torch.get_rng_state(), before)
+    expected = gate_map(model.encoder, model.gate, world.folder)
+    assert found.weights.tolist() == expected.weights.tolist()
 
 
 def test_gates_whose_model_is_gone_are_a_note(tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ from torch import Tensor
 from ilora.config import TrainingSettings
 from ilora.data.prompts import IGNORED_LABEL
 from ilora.data.synthetic import build_synthetic
+from ilora.encoders import EncoderTraining, train_encoder
 from ilora.errors import InputError
+from ilora.evaluation.evaluate import evaluate
 from ilora.model import ILoRARecommender
 from ilora.model_folder import load_model, load_weights
 from ilora.run_folder import last_complete_checkpoint, loss_curve
@@ -603,3 +605,73 @@ def test_a_checkpoints_weights_go_into_a_model_of_the_same_settings(
     model, _ = world.built(LONG)
     load_weights(unbroken.path.parent / "checkpoints" / "checkpoint-22", model)
     assert_same_bits(dict(model.state_dict()), dict(unbroken.model.state_dict()))
+
+
+# Baselines and other gates
+
+
+def test_an_unadapted_model_is_evaluated_without_a_step_of_training(
+    world: World, tmp_path: Path
+) -> None:
+    result = train(world.settings({"adapter.method": "none"}), tmp_path / "run", device="cpu")
+    assert (result.record["steps"], result.record["trainable_parameters"]) == (0, 0)
+    assert result.record["log"] == []
+    model, config, catalog = load_model(tmp_path / "run", device="cpu")
+    assert (config.adapter.method, config.placeholders) == ("none", False)
+    metrics = evaluate(model, world.folder, "val", catalog=catalog, out=tmp_path / "out")
+    assert metrics["n"] == len(world.folder.rows("val", 3))
+    again = train(
+        world.settings({"adapter.method": "none"}), tmp_path / "run", resume=True, device="cpu"
+    )
+    assert again.was_finished
+
+
+@pytest.mark.parametrize("curriculum", ["text", "text-to-hybrid"])
+def test_text_only_lora_reads_titles_alone_and_hybrid_lora_does_not(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, curriculum: str
+) -> None:
+    shown: list[bool] = []
+    embed = ILoRARecommender.embed
+
+    def spy(self: ILoRARecommender, input_ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        shown.append(bool((input_ids == self.placeholder_id).any()))
+        return embed(self, input_ids, *args, **kwargs)
+
+    monkeypatch.setattr(ILoRARecommender, "embed", spy)
+    changes = {"adapter.method": "lora", "training.curriculum": curriculum}
+    result = train(world.settings(changes), tmp_path / "run", device="cpu")
+    evaluate(load_model(tmp_path / "run", device="cpu")[0], world.folder, "val", max_rows=2)
+    assert set(shown) == {curriculum != "text"}
+    assert result.model.placeholders is (curriculum != "text")
+
+
+@pytest.mark.parametrize("encoder", ["gru4rec", "caser"])
+def test_another_encoder_feeds_gate_and_projector(
+    world: World, tmp_path: Path, encoder: str
+) -> None:
+    short = EncoderTraining(max_epochs=1)
+    train_encoder(
+        world.folder, tmp_path / encoder, name=encoder, hidden_size=12, training=short, device="cpu"
+    )
+    settings = world.settings({"encoder": str(tmp_path / encoder), "training.max_steps": 2})
+    result = train(settings, tmp_path / "run", device="cpu")
+    assert result.model.projector[0].in_features == 12
+    loaded = load_model(tmp_path / "run", device="cpu")[0]
+    histories = torch.tensor([[1, 2, 3]])
+    assert torch.equal(loaded.gates(histories), result.model.gates(histories))
+
+
+@pytest.mark.parametrize("gate", ["per-layer", "residual"])
+def test_a_gate_with_more_than_a_matrix_resumes_to_the_bit(
+    world: World, tmp_path: Path, gate: str
+) -> None:
+    changes = {"adapter.gate": gate, "training.checkpoints": 4}
+    whole = train(world.settings(changes), tmp_path / "whole", device="cpu").model.state_dict()
+    shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+    shutil.rmtree(tmp_path / "broken" / "model")
+    for checkpoint in (tmp_path / "broken" / "checkpoints").glob("checkpoint-4"):
+        shutil.rmtree(checkpoint)
+    result = train(world.settings(changes), tmp_path / "broken", resume=True, device="cpu")
+    assert result.record["resumed_from"] == "checkpoint-3"
+    for name, value in result.model.state_dict().items():
+        assert torch.equal(value, whole[name]), name

@@ -14,7 +14,7 @@ from ilora.base_llm import Preset, initialise_llama, train_tokenizer
 from ilora.config import AdapterSettings, RunSettings, read_settings
 from ilora.data.collation import Collator, RecommendationDataset
 from ilora.data.folder import DataFolder
-from ilora.data.prompts import Example, PromptBuilder
+from ilora.data.prompts import Example
 from ilora.data.sequences import Split
 from ilora.data.synthetic import build_synthetic
 from ilora.encoders import EncoderTraining, load_encoder, train_encoder
@@ -70,9 +70,7 @@ class World:
 
     def rows(self, model: ILoRARecommender, split: Split, *, answer: bool) -> RecommendationDataset:
         """A split's encoded prompts."""
-        builder = PromptBuilder(
-            model.tokenizer, self.folder.catalog, self.folder.domain, self.folder.window
-        )
+        builder = model.prompt_builder(self.folder.catalog, self.folder.domain, self.folder.window)
         return RecommendationDataset(self.folder, split, builder, min_history=3, answer=answer)
 
     def batch(

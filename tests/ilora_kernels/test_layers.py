@@ -654,3 +654,71 @@ def test_checkpoint_contexts_without_gates_leave_the_base_model_alone() -> None:
     contexts = InstanceGates().checkpoint_contexts
     checkpoint(nn.Linear(D_IN, D_OUT), x, use_reentrant=False, context_fn=contexts).sum().backward()
     assert x.grad is not None
+
+
+# ---- A mixture for each layer
+
+
+def numbered_layers(count: int = 3) -> tuple[InstanceGates, list[FusedILoRALinear]]:
+    """Layers that share one holder and know their numbers."""
+    holder = InstanceGates()
+    return holder, [random_layer(gates=holder, gate_index=index) for index in range(count)]
+
+
+@pytest.mark.parametrize("instances", [(), (2,)], ids=["shared", "instance"])
+def test_with_gates_per_layer_every_layer_takes_its_own(instances: tuple[int, ...]) -> None:
+    holder, layers = numbered_layers()
+    x, gate = torch.randn(2, 4, D_IN), mixtures(*instances, 3, requires_grad=True)
+    with holder.set(gate, per_layer=True):
+        together = [layer(x) for layer in layers]
+    for index, (layer, y) in enumerate(zip(layers, together, strict=True)):
+        assert torch.equal(y, layer(x, gate=gate[..., index, :]))
+    (grad,) = torch.autograd.grad(together[1].sum(), gate)
+    reached = grad.any(-1).reshape(-1, 3).any(0)
+    assert reached.tolist() == [False, True, False]
+
+
+def test_gates_per_layer_grow_to_the_beams_of_their_instance() -> None:
+    holder, layers = numbered_layers()
+    x, gate = torch.randn(6, 4, D_IN), mixtures(2, 3)
+    with holder.set(gate, per_layer=True):
+        y = layers[2](x)
+    expected = layers[2](x, gate=gate[:, 2].repeat_interleave(3, dim=0))
+    torch.testing.assert_close(y, expected)
+
+
+def test_checkpointing_recomputes_with_each_layers_own_gate() -> None:
+    holder, layers = numbered_layers(2)
+    layers[1] = random_layer(nn.Linear(D_OUT, D_IN), gates=holder, gate_index=1)
+    x, gate = torch.randn(2, 4, D_IN), mixtures(2, 2, requires_grad=True)
+
+    def run(x: Tensor) -> Tensor:
+        return layers[1](layers[0](x)).square()
+
+    def gradient(through: Callable[[Tensor], Tensor]) -> Tensor:
+        with holder.set(gate, per_layer=True):
+            y = through(x)
+        return torch.autograd.grad(y.sum(), gate)[0]
+
+    kept = partial(
+        checkpoint, run, use_reentrant=False, context_fn=lambda: holder.checkpoint_contexts()
+    )
+    torch.testing.assert_close(gradient(kept), gradient(run))
+
+
+@pytest.mark.parametrize("index", [None, 3])
+def test_a_layer_that_has_no_mixture_among_those_per_layer_is_told(index: int | None) -> None:
+    layer = random_layer(gate_index=index)
+    with (
+        layer.gates.set(mixtures(2, 3), per_layer=True),
+        pytest.raises(ValueError, match=rf"3 layers.*gate_index is {index}"),
+    ):
+        layer(torch.randn(2, 4, D_IN))
+
+
+def test_one_mixture_alone_is_none_per_layer() -> None:
+    with (
+        pytest.raises(ValueError, match=r"per layer it is \[layers, K\]"),
+        InstanceGates().set(mixtures(), per_layer=True),
+    ):
+        pass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from ilora.data.catalog import Catalog
 from ilora.data.folder import write_folder
 from ilora.data.sequences import UserSequence
+from tests.ilora.data.file_server import Behaviour, serving
 from tests.ilora.data.made_up import read_lines, record_hash, write_text
 
 NUM_ITEMS = 60
@@ -67,3 +68,10 @@ def damage(data_path: Path) -> Damage:
         record_hash(data_path, name)
 
     return change
+
+
+@pytest.fixture
+def server() -> Iterator[Behaviour]:
+    """A server of one file, and its behaviour."""
+    with serving() as behaviour:
+        yield behaviour

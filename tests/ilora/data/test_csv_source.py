@@ -12,13 +12,11 @@ import pytest
 from ilora.data.check import check_folder
 from ilora.data.csv_source import (
     CsvColumns,
-    Interaction,
     build_csv,
-    k_core,
-    number_ids,
     parse_time,
 )
 from ilora.data.folder import DataFolder
+from ilora.data.interactions import Interaction, k_core, number_ids
 from ilora.errors import InputError
 
 TITLED = CsvColumns(title="title")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import zipfile
 from pathlib import Path
 
 import pytest
 
+from ilora.data import movielens
 from ilora.data.check import check_folder
+from ilora.data.download import Published
 from ilora.data.movielens import build_movielens, clean_title, read_sequences
 from ilora.errors import InputError
+from tests.ilora.data.file_server import Behaviour
 
 
 @pytest.fixture
@@ -51,6 +57,26 @@ def test_the_raw_files_make_a_sound_folder(raw: Path, tmp_path: Path) -> None:
     report = check_folder(folder.path)
     assert report.interactions == 3 + 11 * 7
     assert [report.rows["val"], report.rows["test"]] == [1, 2]
+
+
+def test_the_archive_is_fetched_where_the_files_are_not(
+    raw: Path, tmp_path: Path, server: Behaviour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as packed:
+        for name in movielens.FILES:
+            packed.write(raw / name, f"ml-100k/{name}")
+    server.content = buffer.getvalue()
+    monkeypatch.setattr(movielens, "ARCHIVE", Published(server.url, "0" * 64))
+    with pytest.raises(InputError, match="is not the file that was published"):
+        build_movielens(tmp_path / "new", tmp_path / "out", download=True)
+    sha256 = hashlib.sha256(server.content).hexdigest()
+    monkeypatch.setattr(movielens, "ARCHIVE", Published(server.url, sha256))
+    folder = build_movielens(tmp_path / "new", tmp_path / "out", download=True)
+    assert folder.info["source"]["download"][0]["checked"] is True
+    here = build_movielens(raw, tmp_path / "here", download=True)
+    assert "download" not in here.info["source"]
+    assert here.rows("train") == folder.rows("train")
 
 
 @pytest.mark.parametrize(

@@ -254,3 +254,20 @@ def test_a_tokenizer_that_merges_the_title_into_the_ending_is_refused() -> None:
     builder = PromptBuilder(prepare_tokenizer(fast), CATALOG, "movie")
     with pytest.raises(InputError, match="merges the title 'Quiet'"):
         builder.answer_ids(2)
+
+
+def test_prompts_of_titles_alone_hold_no_placeholder_and_no_item(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    builder = PromptBuilder(tokenizer, CATALOG, "movie", placeholders=False)
+    text = builder.text(ROW, CANDIDATES)
+    assert PLACEHOLDER not in text
+    assert " Quiet Harbor; Amber" in text
+    assert text.endswith(f" {builder.titles[4]};{ENDING}")
+    example = builder.encode(ROW, CANDIDATES, answer=True)
+    assert placeholder_id(tokenizer) not in example.input_ids
+    assert set(example.item_ids) == {-1}
+    assert len(example.item_ids) == len(example.input_ids) == len(example.labels)
+    assert example.history == ROW.history
+    hybrid = PromptBuilder(tokenizer, CATALOG, "movie")
+    assert builder.answer_ids(4) == hybrid.answer_ids(4)

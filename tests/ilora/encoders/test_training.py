@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from ilora.comparison import find_evaluation, read_answers
 from ilora.data.folder import DataFolder
 from ilora.encoders import (
     EncoderResult,
@@ -47,12 +49,23 @@ def hit_ratio(ranks: np.ndarray) -> float:
     return float((ranks == 0).mean())
 
 
-def test_sasrec_learns_the_favourite_successor_and_popularity_does_not(
-    folder: DataFolder, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("sasrec", SMALL), ("gru4rec", {"dropout": 0.1}), ("caser", {"dropout": 0.1})],
+    ids=["sasrec", "gru4rec", "caser"],
+)
+def test_an_encoder_learns_the_favourite_successor_and_popularity_does_not(
+    folder: DataFolder, tmp_path: Path, name: str, options: dict[str, float]
 ) -> None:
     training = EncoderTraining(max_epochs=8, learning_rate=1e-2)
     result = train_encoder(
-        folder, tmp_path / "out", hidden_size=32, options=SMALL, training=training, device="cpu"
+        folder,
+        tmp_path / "out",
+        name=name,
+        hidden_size=32,
+        options=options,
+        training=training,
+        device="cpu",
     )
     ranked = folder.ranked_rows("test")
     # Whoever knows the successors is right whenever the favourite came next: with probability
@@ -100,6 +113,25 @@ def test_training_leaves_the_global_generator_alone(
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("name", ["gru4rec", "caser"])
+def test_every_encoder_comes_back_from_its_folder_to_the_bit(
+    small_folder: DataFolder, tmp_path: Path, name: str
+) -> None:
+    result = train_encoder(
+        small_folder, tmp_path / "out", name=name, hidden_size=16, training=QUICK, device="cpu"
+    )
+    loaded = load_encoder(tmp_path / "out")
+    histories = pad_histories([[1, 2, 3], []], small_folder.window, loaded.num_items)
+    assert type(loaded) is type(result.encoder)
+    assert torch.equal(
+        loaded.history_representation(histories), result.encoder.history_representation(histories)
+    )
+    ranks = target_ranks(loaded, small_folder, "test")
+    assert result.metrics["test"]["hr@1"] == hit_ratio(ranks)
+    answers = read_answers(find_evaluation(tmp_path / "out", "test-rank"), name)
+    assert answers.values.tolist() == (ranks == 0).tolist()
+
+
 def test_a_loaded_encoder_is_the_trained_one_to_the_bit(
     small_folder: DataFolder, trained: EncoderResult
 ) -> None:
@@ -124,6 +156,26 @@ def test_the_metrics_file_tells_data_seed_best_epoch_and_intervals(
         low, high = written[split]["ci95"]["hr@1"]
         assert low <= written[split]["hr@1"] <= high
         assert written[split]["n"] == len(small_folder.rows(split, min_history=3))
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_every_row_of_the_ranking_is_written_beside_its_figures(
+    small_folder: DataFolder, trained: EncoderResult, split: Any
+) -> None:
+    place = trained.path / "evaluation" / f"{split}-encoder"
+    metrics = json.loads((place / "metrics.json").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (place / "predictions.jsonl").read_text().splitlines()]
+    assert metrics["data"]["sha256"] == small_folder.sha256
+    assert metrics["hr@1"] == trained.metrics[split]["hr@1"]
+    assert metrics["hr@1"] == np.mean([line["hit"] for line in lines])
+    ranks = target_ranks(trained.encoder, small_folder, split)
+    assert [line["rank"] for line in lines] == ranks.tolist()
+    assert [line["hit"] for line in lines] == (ranks == 0).tolist()
+    shown = [(line["user"], line["history"], line["target"], line["candidates"]) for line in lines]
+    assert shown == [
+        (row.user, list(row.history), row.target, list(candidates))
+        for row, candidates in small_folder.ranked_rows(split, min_history=3)
+    ]
 
 
 def test_the_weights_of_the_best_epoch_are_kept(small_folder: DataFolder, tmp_path: Path) -> None:

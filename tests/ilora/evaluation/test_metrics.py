@@ -118,6 +118,16 @@ def test_the_longest_match_is_reported_beside_the_strict_one() -> None:
     assert loose["hit_ratio_at_1_valid"] == 1
 
 
+def test_the_reading_of_the_reference_code_is_reported_beside_the_strict_one() -> None:
+    answers = ["I say Portal 2", "Alien or Heat", "Heat", "Theatre"]
+    metrics = generation_metrics(answers, [TITLES] * 4, ["Portal 2", "Alien", "Heat", "Heat"])
+    assert (metrics["hit_ratio_at_1"], metrics["valid_ratio"]) == (1 / 4, 1 / 4)
+    loose = metrics["as_reference"]
+    assert (loose["hit_ratio_at_1"], loose["valid_ratio"]) == (2 / 4, 2 / 4)  # "Theatre" has "heat"
+    assert loose["hit_ratio_at_1_valid"] == 1
+    assert loose["ci95"]["hit_ratio_at_1"][0] < 1 / 2 < loose["ci95"]["hit_ratio_at_1"][1]
+
+
 def test_without_a_valid_answer_there_is_no_ratio_over_them_and_the_rest_is_json() -> None:
     metrics = generation_metrics(["?", ""], [TITLES] * 2, ["Heat", "Heat"])
     assert metrics["hit_ratio_at_1_valid"] is None

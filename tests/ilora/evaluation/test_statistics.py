@@ -11,6 +11,7 @@ from ilora.evaluation.statistics import (
     bootstrap_intervals,
     bootstrap_ratio_interval,
     resampled_means,
+    spread,
 )
 
 RESAMPLES = 10_000
@@ -111,3 +112,19 @@ def test_what_has_no_interval_is_refused(
 def test_a_ratio_of_different_rows_is_refused() -> None:
     with pytest.raises(InputError, match="2 rows and denominator 3"):
         bootstrap_ratio_interval([1, 0], [1, 1, 0], seed=0)
+
+
+def test_the_interval_over_seeds_is_students() -> None:
+    values = [0.31, 0.28, 0.36]
+    told = spread(values)
+    reference = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert told.ci95 == pytest.approx((reference.low, reference.high))
+    assert (told.n, told.mean, told.sd) == (
+        3,
+        pytest.approx(np.mean(values)),
+        pytest.approx(np.std(values, ddof=1)),
+    )
+
+
+def test_a_single_seed_has_no_spread() -> None:
+    assert spread([0.5]) == statistics.Spread(1, 0.5, None, None)

@@ -5,6 +5,7 @@ import pytest
 from ilora.evaluation.titles import (
     fold_title,
     judge_answer,
+    judge_as_reference,
     longest_match,
     match_answer,
     normalise_title,
@@ -133,3 +134,28 @@ def test_regular_expression_signs_in_titles_are_letters_like_any() -> None:
 
 def test_folding_keeps_what_belongs_to_the_title() -> None:
     assert fold_title(' "Help!" ') == '"help!"'
+
+
+@pytest.mark.parametrize(
+    ("answer", "valid", "hit"),
+    [
+        ("Half-Life", True, True),
+        ("  i choose HALF-LIFE!", True, True),
+        ("Portal", True, False),
+        ("Portal 2", False, False),  # holds "Portal" too
+        ("support", True, False),  # "Up" is in it, whole word or not
+        ("Half-Life support", False, False),
+        ("Half Life", False, False),
+        ("", False, False),
+    ],
+)
+def test_the_reference_wants_one_candidate_to_be_a_substring(
+    answer: str, valid: bool, hit: bool
+) -> None:
+    judged = judge_as_reference(answer, GAMES, "Half-Life")
+    assert (judged.valid, judged.hit) == (valid, hit)
+
+
+def test_the_reference_takes_no_answer_that_two_entries_share() -> None:
+    assert not judge_as_reference("Portal", ["Portal", "portal ", "Up"], "Portal").valid
+    assert judge_answer("Portal", ["Portal", "portal ", "Up"], "Portal").hit

@@ -1,3 +1,5 @@
+"""What holds for every encoder: padding, batches, prefixes, scores."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -6,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from ilora.encoders import SASRec, SequenceEncoder, build_encoder, pad_histories
+from ilora.encoders import ENCODERS, SequenceEncoder, build_encoder, pad_histories
 from ilora.errors import InputError
 
 NUM_ITEMS = 30
 HISTORIES = [[3, 1, 4, 1, 5], [9], [], list(range(10)), [2, 7]]
 
 
-@pytest.fixture
-def encoder() -> SequenceEncoder:
+@pytest.fixture(params=sorted(ENCODERS))
+def encoder(request: pytest.FixtureRequest) -> SequenceEncoder:
     torch.manual_seed(0)
-    return SASRec(NUM_ITEMS, hidden_size=16, num_heads=2, dropout=0.5).eval()
+    return build_encoder(request.param, NUM_ITEMS, hidden_size=16, dropout=0.5).eval()
 
 
 def test_histories_keep_their_latest_items_and_are_padded_on_the_left() -> None:
@@ -141,22 +143,28 @@ def test_more_columns_than_the_window_are_refused(encoder: SequenceEncoder) -> N
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("name", "options", "message"),
     [
-        ({"num_heads": 3}, "num_heads is 3.*divide.*64"),
-        ({"dropout": 1.0}, "dropout is 1.0"),
-        ({"num_blocks": 0}, "num_blocks is 0"),
-        ({"hidden_size": 0}, "hidden_size is 0"),
-        ({"layers": 2}, "'layers' is not an option.*num_blocks"),
-        ({"num_heads": "two"}, "num_heads is 'two'.*the kind of 2"),
-        ({"num_blocks": 1.5}, "num_blocks is 1.5"),
+        ("sasrec", {"num_heads": 3}, "num_heads is 3.*divide.*64"),
+        ("sasrec", {"dropout": 1.0}, "dropout is 1.0"),
+        ("sasrec", {"num_blocks": 0}, "num_blocks is 0"),
+        ("sasrec", {"hidden_size": 0}, "hidden_size is 0"),
+        ("sasrec", {"layers": 2}, "'layers' is not an option.*num_blocks"),
+        ("sasrec", {"num_heads": "two"}, "num_heads is 'two'.*the kind of 2"),
+        ("sasrec", {"num_blocks": 1.5}, "num_blocks is 1.5"),
+        ("gru4rec", {"num_layers": 0}, "num_layers is 0"),
+        ("gru4rec", {"dropout": -0.1}, "dropout is -0.1"),
+        ("gru4rec", {"num_heads": 2}, "'num_heads' is not an option.*num_layers"),
+        ("caser", {"num_horizontal": 0}, "num_horizontal is 0"),
+        ("caser", {"num_vertical": 0}, "num_vertical is 0"),
+        ("caser", {"dropout": 1.0}, "dropout is 1.0"),
     ],
 )
-def test_an_option_out_of_range_is_named(options: dict[str, Any], message: str) -> None:
+def test_an_option_out_of_range_is_named(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        build_encoder("sasrec", NUM_ITEMS, **options)
+        build_encoder(name, NUM_ITEMS, **options)
 
 
 def test_an_unknown_encoder_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"'bert'.*sasrec"):
+    with pytest.raises(InputError, match=r"'bert'.*sasrec, gru4rec, caser"):
         build_encoder("bert", NUM_ITEMS)

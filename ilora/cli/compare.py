@@ -1,0 +1,120 @@
+"""`ilora compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ilora.cli.options import JsonOption, SeedOption, example
+
+if TYPE_CHECKING:
+    from ilora.comparison import Answers, Comparison
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(
+        epilog=example(
+            "ilora compare runs/lora runs/ilora",
+            "ilora compare runs/lora runs/ilora runs/uniform --decode rank --measure mrr",
+            "ilora compare runs/lora-0,runs/lora-1 runs/ilora-0,runs/ilora-1 --first-only",
+        )
+    )(compare)
+
+
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="Training runs that were evaluated, or folders that `ilora evaluate` wrote; several "
+            "with commas between, seeds say, count as one by their mean over each row.",
+        ),
+    ],
+    split: Annotated[str, typer.Option(help="Which evaluation of the runs: val or test.")] = "test",
+    decode: Annotated[
+        str, typer.Option(help="Which evaluation of the runs: free, constrained or rank.")
+    ] = "free",
+    measure: Annotated[
+        str, typer.Option(help="hit; of ranked candidates also mrr, ndcg, hr@3, ndcg@10, …")
+    ] = "hit",
+    first_only: Annotated[
+        bool, typer.Option("--first-only", help="Compare the first with each other one alone.")
+    ] = False,
+    seed: SeedOption = 0,
+    out: JsonOption = None,
+) -> None:
+    """Test whether runs differ on the same users: McNemar, paired permutation, Holm."""
+    from ilora.comparison import compare as test
+    from ilora.files import write_json
+
+    label = f"{split}-{decode}"
+    names = _names(runs)
+    methods = [_read(run, name, label, measure) for run, name in zip(runs, names, strict=True)]
+    found = test(methods, seed=seed, first_only=first_only)
+    _print(found, f"{label}, {measure}: {found[0].n:,} rows")
+    if out is not None:
+        write_json(
+            out,
+            {
+                "evaluation": label,
+                "measure": measure,
+                "seed": seed,
+                "comparisons": [one.to_dict() for one in found],
+            },
+        )
+
+
+def _names(runs: list[str]) -> list[str]:
+    """The last part of each path, or the whole where that would not tell the runs apart."""
+    short = [", ".join(Path(part.strip()).name for part in run.split(",")) for run in runs]
+    return short if len(set(short)) == len(runs) else runs
+
+
+def _read(run: str, name: str, label: str, measure: str) -> Answers:
+    from ilora.comparison import average, find_evaluation, read_answers
+
+    folders = [find_evaluation(Path(part.strip()), label) for part in run.split(",")]
+    return average([read_answers(folder, name, measure) for folder in folders], name)
+
+
+def _print(found: list[Comparison], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from ilora.tables import TABLE_STYLE, figure
+
+    table = Table(title=Text(title), title_justify="left", **TABLE_STYLE)
+    table.add_column("runs", overflow="fold")
+    headings = (
+        "mean",
+        "difference\n[95 %]",
+        "right\nalone",
+        "p\nMcNemar",
+        "p\npermuted",
+        "p\nHolm",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for one in found:
+        alone = "–" if one.only_first is None else f"{one.only_first}\n{one.only_second}"
+        cells = (
+            f"{one.first}\n{one.second}",
+            f"{figure(one.mean_first)}\n{figure(one.mean_second)}",
+            f"{one.difference:+.3f}\n[{one.ci95[0]:+.3f}, {one.ci95[1]:+.3f}]",
+            alone,
+            _p(one.mcnemar_p),
+            _p(one.permutation_p),
+            _p(one.holm),
+        )
+        table.add_row(*(Text(cell) for cell in cells))
+    Console().print(table)
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "< .0001" if value < 1e-4 else f"{value:.4f}"
