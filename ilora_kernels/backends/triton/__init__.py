@@ -59,7 +59,7 @@ def forward(
     if weight is not None and not fused:
         del y  # before the library allocates its own
         y = base = F.linear(x, weight, bias)
-    xa, h = shrink(x, lora_A, gating, mask)
+    xa, h = shrink(x, lora_A, gating, mask, beside_product=fused)
     if weight is not None and fused:
         linear(x, weight, h, lora_B, y, bias, mask, backward=False)
     else:
@@ -100,7 +100,7 @@ def backward(
     if needs_x and weight is not None and not fused:
         del dx  # before the library allocates its own
         dx = base = dy @ weight
-    u, h, p = shrink_backward(dy, lora_B, xa, gating, mask)
+    u, h, p = shrink_backward(dy, lora_B, xa, gating, mask, beside_product=fused)
     if weight is not None and fused:
         linear(dy, weight, u, lora_A, dx, None, mask, backward=True)
     elif needs_x:

@@ -30,6 +30,7 @@ ROLES = (
     "shrink",
     "shrink dropout",  # over x, masked
     "shrink backward",
+    "shrink alone",  # forward or backward, where no product follows that it could run beside
     "gradients",
     "gradients dropout",
     "delta",

@@ -148,24 +148,34 @@ def shrink_kernel(
 
 
 def shrink(
-    x: Tensor, lora_A: Tensor, gating: Gating, dropout: Dropout | None
+    x: Tensor, lora_A: Tensor, gating: Gating, dropout: Dropout | None, *, beside_product: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return ``xa [T, R]`` in float32 and ``h [T, padded R]`` in x's dtype."""
+    """Return ``xa [T, R]`` in float32 and ``h [T, padded R]`` in x's dtype.
+
+    ``beside_product`` where ``linear`` is launched next: the blocks are then small enough for both.
+    """
     rank = lora_A.shape[0]
     xa = gating.gate.new_empty((x.shape[0], rank))
     h = x.new_empty((x.shape[0], padded_rank(rank)))
-    _launch(x, lora_A, rank, gating, dropout, xa, h, h, xa, backward=False)
+    role = "shrink" if dropout is None else "shrink dropout"
+    _launch(x, lora_A, rank, gating, dropout, xa, h, h, xa, role, beside_product)
     return xa, h
 
 
 def shrink_backward(
-    dy: Tensor, lora_B: Tensor, xa: Tensor, gating: Gating, dropout: Dropout | None
+    dy: Tensor,
+    lora_B: Tensor,
+    xa: Tensor,
+    gating: Gating,
+    dropout: Dropout | None,
+    *,
+    beside_product: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return ``u`` and ``h [T, padded R]`` in dY's dtype and ``p [T, R]`` in float32."""
     rank = xa.shape[1]
     h, u = (dy.new_empty((dy.shape[0], padded_rank(rank))) for _ in range(2))
     p = torch.empty_like(xa)
-    _launch(dy, lora_B, rank, gating, dropout, xa, h, u, p, backward=True)
+    _launch(dy, lora_B, rank, gating, dropout, xa, h, u, p, "shrink backward", beside_product)
     return u, h, p
 
 
@@ -179,23 +189,26 @@ def _launch(
     h: Tensor,
     u: Tensor,
     p: Tensor,
-    *,
-    backward: bool,
+    role: str,
+    beside_product: bool,
 ) -> None:
     rows, width = x.shape
     gate, cu_seqlens, rows_per_gate, scaling = gating
-    masked = dropout is not None and not backward
+    backward, masked = role == "shrink backward", role == "shrink dropout"
     device = current_device()
-    role = "shrink backward" if backward else "shrink dropout" if masked else "shrink"
+    if not (beside_product or masked or x.dtype == torch.float32):
+        role = "shrink alone"
     config = choose(role, rows, rank, device)
+    blocks = -(-rows // config.block_t)
+    # Beside the product, no more programs than it has: one on each multiprocessor.
+    programs = min(multiprocessors(device), blocks) if beside_product else blocks
     block_r = rank_block(rank)
     aligned = describable(x) and describable(factor)
     descriptors = aligned and has_copy_engine(device)
     factor_block = [config.block_d, block_r] if backward else [block_r, config.block_d]
     launch(
         shrink_kernel,
-        # No more programs than multiprocessors: one beside each program of the product.
-        (min(multiprocessors(device), -(-rows // config.block_t)), -(-rank // block_r), 1),
+        (programs, -(-rank // block_r), 1),
         (
             descriptor(x, [config.block_t, config.block_d]) if descriptors else x,
             descriptor(factor, factor_block) if descriptors else factor,
