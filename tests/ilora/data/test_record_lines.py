@@ -62,9 +62,9 @@ def test_anything_but_a_record_of_plain_values_is_refused(
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (gzip.compress(b'{"a": 1}\n' * 1000)[:-20], "is cut off"),
+        (gzip.compress(b'{"a": 1}\n' * 1000, mtime=0)[:-20], "is cut off"),
         (b"no gzip", "not a sound gzip file"),
-        (gzip.compress(b'{"a": 1}\n{"a": "\xff"}\n'), "not UTF-8"),
+        (gzip.compress(b'{"a": 1}\n{"a": "\xff"}\n', mtime=0), "not UTF-8"),
     ],
 )
 def test_a_damaged_file_is_named(data: bytes, told: str, tmp_path: Path) -> None:
