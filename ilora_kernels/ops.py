@@ -13,7 +13,6 @@ governs the rows ``cu_seqlens[g] … cu_seqlens[g + 1]`` or, without ``cu_seqlen
 from __future__ import annotations
 
 import contextlib
-import inspect
 from typing import Any
 
 import torch
@@ -53,8 +52,12 @@ def gated_lora(
 ) -> Tensor:
     """Return ``y [T, d_out]``, differentiable; inputs are checked by :mod:`ilora_kernels.functional`."""
     low_rank = (lora_A, lora_B, gate, cu_seqlens, rows_per_gate, scaling)
-    y, _ = _GatedLoRA.apply(x, weight, bias, base, *low_rank, dropout_p, seed, requested())
-    return y
+    arguments = (x, weight, bias, base, *low_rank, dropout_p, seed, requested())
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return _GatedLoRA.apply(*arguments)[0]
+    # What apply() adds before the C++ call, a binding of every argument to its name, only the two
+    # above need; here it would take half as long as launching the kernels.
+    return super(torch.autograd.Function, _GatedLoRA).apply(*arguments)[0]
 
 
 class _GatedLoRA(torch.autograd.Function):
@@ -124,11 +127,6 @@ class _Backward(torch.autograd.Function):
         raise RuntimeError(
             "gated_lora has no second derivative; compute it with ilora_kernels.reference instead."
         )
-
-
-for _function in (_GatedLoRA, _Backward):
-    # apply() asks for the signature at every call; kept here, it is not worked out anew each time.
-    setattr(_function.forward, "__signature__", inspect.signature(_function.forward))  # noqa: B010
 
 
 def _raw_backward(*inputs: Any) -> tuple[Tensor, ...]:
