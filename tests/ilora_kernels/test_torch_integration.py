@@ -10,6 +10,7 @@ import torch
 from torch.library import opcheck
 
 from ilora_kernels import gated_lora, gated_lora_linear
+from ilora_kernels.backends import requested
 from ilora_kernels.dropout import draw_seed
 
 from .problems import GATE_FORMS, TRAINABLE, Problem, random_problem
@@ -73,12 +74,36 @@ def test_opcheck_passes(device: torch.device, gate_form: str, dropout_p: float) 
     seed = draw_seed(device) if dropout_p else None
     low_rank = (p.lora_A, p.lora_B, gate, p.cu_seqlens)
     scalars = (rows_per_gate, 1.7, dropout_p, seed)
-    forward = (rows, p.weight, p.bias, None, *low_rank, *scalars, "")
+    forward = (rows, p.weight, p.bias, None, *low_rank, *scalars, requested())
     opcheck(torch.ops.ilora.gated_lora, forward)
     y, xa = torch.ops.ilora.gated_lora(*forward)
     for needs in ([True] * 4, [True, False, False, True], [False, True, True, False]):
-        backward = (torch.randn_like(y), rows, p.weight, *low_rank, xa, *scalars, needs, "")
+        backward = (
+            torch.randn_like(y),
+            rows,
+            p.weight,
+            *low_rank,
+            xa,
+            *scalars,
+            needs,
+            requested(),
+        )
         opcheck(torch.ops.ilora.gated_lora_backward, backward)
+
+
+@pytest.mark.parametrize("asked", range(4))
+def test_a_gradient_that_nobody_asks_for_is_as_empty_as_the_compiler_takes_it_to_be(
+    device: torch.device, asked: int
+) -> None:
+    p = random_problem("instance", device=device).to(torch.float16)
+    rows, gate = p.x.flatten(0, -2), p.gate.float()
+    xa = torch.zeros(len(rows), len(p.lora_A), device=device)
+    needs = [i == asked for i in range(4)]
+    arguments = (
+        rows.new_ones(len(rows), len(p.lora_B)), rows, p.weight, p.lora_A, p.lora_B, gate, None, xa,
+        p.x.shape[1], 1.0, 0.0, None, needs, requested(),
+    )  # fmt: skip
+    opcheck(torch.ops.ilora.gated_lora_backward, arguments)
 
 
 def test_func_grad_matches_autograd(device: torch.device) -> None:

@@ -206,6 +206,37 @@ def test_float32_rows_of_an_odd_number_of_16_byte_units_match_float64(
     assert_matches_float64(problem, torch.float32, dropout_p=0.3)
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_rows_further_apart_than_an_int32_counts_are_brought_together(rows: int) -> None:
+    far = 2**31
+    apart = torch.empty(far + 8, dtype=torch.float16, device="meta").as_strided((rows, 8), (far, 1))
+    assert backend._rows(apart).stride() == (8, 1)
+
+
+def test_nothing_is_copied_between_kernels_that_run_beside_each_other(
+    triton_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``delta`` reads the base before it waits, so the base is no work of the launch before it."""
+    done: list[str] = []
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if function.overloadpacket.__name__ in ("clone", "copy_"):
+                done.append("copy")
+            return function(*args, **(kwargs or {}))
+
+    for name in ("shrink", "delta"):
+        monkeypatch.setattr(module(name), "launch", lambda *_, n=name, **__: done.append(n))
+    x, base = torch.ones(32, 16, device=triton_device), torch.ones(24, 32, device=triton_device).T
+    factors = (torch.ones(8, 16, device=triton_device), torch.ones(24, 8, device=triton_device))
+    gate = torch.ones(1, 2, device=triton_device)
+    with Copies():
+        backend.forward(x, None, None, base, *factors, gate, None, 32, 1.0, 0.0, None)
+    assert done == ["copy", "shrink", "delta"]
+
+
 def test_a_misaligned_gradient_is_read_rightly(
     triton_device: torch.device, fused: list[bool]
 ) -> None:

@@ -53,6 +53,8 @@ def forward(
     if y.numel() == 0:
         return y, gate.new_zeros((x.shape[0], rank))
     x, lora_A, lora_B = _rows(x), _factor(lora_A), _factor(lora_B)
+    if base is not None:
+        base = _rows(base)  # not later: delta reads it while the kernel before it may still run
     gating = gating_of(gate, cu_seqlens, rows_per_gate, scaling)
     mask = dropout(dropout_p, seed)
     fused = weight is not None and can_fuse(x, weight, y, rank)
@@ -63,7 +65,7 @@ def forward(
     if weight is not None and fused:
         linear(x, weight, h, lora_B, y, bias, mask, backward=False)
     else:
-        delta(None if base is None else _rows(base), h, lora_B, rank, y, mask, backward=False)
+        delta(base, h, lora_B, rank, y, mask, backward=False)
     return y, xa
 
 
@@ -86,7 +88,7 @@ def backward(
     _check_device(x)
     inputs = (x, lora_A, lora_B, gate)
     dx, dA, dB, dgate = (
-        t.new_empty(t.shape if n else (0,)) for t, n in zip(inputs, needs, strict=True)
+        t.new_empty(t.shape) if n else x.new_empty((0,)) for t, n in zip(inputs, needs, strict=True)
     )
     if grad_y.numel() == 0:
         return dx.zero_(), dA.zero_(), dB.zero_(), dgate.zero_()
@@ -120,8 +122,9 @@ def _check_device(x: Tensor) -> None:
 
 def _rows(matrix: Tensor) -> Tensor:
     """The matrix with its rows one after another in memory, as the kernels walk them."""
-    in_rows = matrix.stride(1) == 1 and matrix.stride(0) >= matrix.shape[1]
-    return matrix if in_rows else matrix.contiguous()
+    # The kernels take the distance between rows as an int32.
+    in_rows = matrix.stride(1) == 1 and matrix.shape[1] <= matrix.stride(0) < 2**31
+    return matrix if in_rows else matrix.clone(memory_format=torch.contiguous_format)
 
 
 def _factor(matrix: Tensor) -> Tensor:
