@@ -20,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
+from triton.runtime.errors import OutOfResources
+
 from ilora_kernels import gated_lora, use_backend
 from ilora_kernels.backends import triton as backend
 from ilora_kernels.backends.triton import configs
@@ -500,6 +502,7 @@ def test_fusing_pays_where_few_multiprocessors_are_idle(
         pytest.param({"described": False}, True, id="pointers"),
         pytest.param({"offset": 1}, True, id="another alignment"),
         pytest.param({"num_warps": 8}, True, id="more warps"),
+        pytest.param({"room": 4096}, True, id="a storage that 32 bits do not reach, on AMD"),
     ],
 )
 def test_a_compiled_kernel_is_used_for_its_own_dtypes_and_alignment_alone(
@@ -509,6 +512,8 @@ def test_a_compiled_kernel_is_used_for_its_own_dtypes_and_alignment_alone(
     launching = module("launch")
     monkeypatch.setattr(launching, "INTERPRETED", False)
     monkeypatch.setattr(launching, "_compiled", {})
+    monkeypatch.setattr(launching, "_ON_AMD", True)
+    monkeypatch.setattr(launching, "_SMALL_STORAGE", 1024)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: 0, raising=False)
     compiled: list[Any] = []
@@ -531,9 +536,10 @@ def test_a_compiled_kernel_is_used_for_its_own_dtypes_and_alignment_alone(
         described: bool = True,
         offset: int = 0,
         num_warps: int = 4,
+        room: int = 128,
     ) -> None:
         matrix = torch.zeros(rows, 64, dtype=dtype)
-        sums = torch.zeros(128)[offset:]
+        sums = torch.zeros(room)[offset:]
         first = launching.descriptor(matrix, [16, 16]) if described else matrix
         constants = {"BLOCK": 16, "DESCRIPTORS": described}
         arguments = (first, sums, rows)
@@ -543,6 +549,25 @@ def test_a_compiled_kernel_is_used_for_its_own_dtypes_and_alignment_alone(
     run(**changed)
     assert len(compiled) == 1 + compiles_again
     assert len(ran) == 1 - compiles_again
+
+
+@pytest.mark.parametrize("room_for", [3, 2, 1, 0])
+def test_a_kernel_that_does_not_fit_is_compiled_with_fewer_stages(room_for: int) -> None:
+    tried: list[int] = []
+
+    def run(*arguments: Any, num_stages: int, num_warps: int) -> int:
+        tried.append(num_stages)
+        if num_stages > room_for:
+            raise OutOfResources(num_stages, room_for, "shared memory")
+        return num_stages
+
+    first_launch = module("launch")._first_launch
+    if room_for == 0:
+        with pytest.raises(OutOfResources):
+            first_launch(run, (), {"num_warps": 4}, 3)
+    else:
+        assert first_launch(run, (), {"num_warps": 4}, 3) == room_for
+    assert tried == list(range(3, max(room_for, 1) - 1, -1))
 
 
 def test_memory_of_one_output_is_all_that_an_unfused_layer_allocates(

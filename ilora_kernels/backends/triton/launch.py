@@ -1,12 +1,14 @@
 """Launching a kernel for the price of a dictionary look-up, and describing matrices to it.
 
 Triton's own launch binds and specialises every argument again, tens of microseconds a call. Here the
-kernels are specialised on nothing but their constants, the dtypes and the alignment of pointers; so
-the compiled kernel is kept under those and called directly.
+kernels are specialised on nothing but their constants, the dtypes and the alignment of pointers (on
+AMD also on whether 32 bits reach all of a storage); so the compiled kernel is kept under those and
+called directly.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -14,10 +16,15 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 _compiled: dict[tuple[Any, ...], Any] = {}
+
+# On AMD, Triton compiles for pointers into storages of at most so many bytes, or for any.
+_ON_AMD = bool(torch.version.hip)
+_SMALL_STORAGE = 2**31 - 1
 
 # Shared memory of a multiprocessor that a tile of ``linear`` leaves room in for its neighbours.
 _SHARED_BYTES_FOR_PRODUCT = 227 * 1024
@@ -106,6 +113,7 @@ def launch(
     Args:
         arguments: the kernel's run-time arguments, in order.
         constants: its ``tl.constexpr`` arguments, in order.
+        num_stages: how many steps of a loop are in flight; fewer where the GPU has no room for them.
         overlap: start when the kernel before it releases its dependents, not when it ends.
     """
     if INTERPRETED:
@@ -118,6 +126,8 @@ def launch(
         if isinstance(argument, Tensor):
             address = argument.data_ptr()
             kinds += (argument.dtype, address % 16 == 0)
+            if _ON_AMD:
+                kinds.append(argument.untyped_storage().nbytes() <= _SMALL_STORAGE)
             raw.append(address)
             continue
         if isinstance(argument, TensorDescriptor):
@@ -127,13 +137,21 @@ def launch(
     key = (kernel.fn, device, num_warps, num_stages, overlap, *kinds, *values)
     compiled = _compiled.get(key)
     if compiled is None:
-        options = {"num_warps": num_warps, "num_stages": num_stages}
-        if overlap:
-            options["launch_pdl"] = True
-        _compiled[key] = kernel[grid](*arguments, **constants, **options)
+        options = {"num_warps": num_warps} | ({"launch_pdl": True} if overlap else {})
+        _compiled[key] = _first_launch(kernel[grid], arguments, constants | options, num_stages)
         return
     stream = torch._C._cuda_getCurrentRawStream(device)
     compiled.run(
         *grid, stream, compiled.function, compiled.packed_metadata, None, None, None,
         *raw, *values,
     )  # fmt: skip
+
+
+def _first_launch(
+    run: Any, arguments: Sequence[Any], options: dict[str, Any], num_stages: int
+) -> Any:
+    """Compile and launch with as many stages as the GPU has room for; return what was compiled."""
+    for stages in range(num_stages, 1, -1):
+        with contextlib.suppress(OutOfResources):
+            return run(*arguments, **options, num_stages=stages)
+    return run(*arguments, **options, num_stages=1)
