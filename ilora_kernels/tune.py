@@ -64,6 +64,10 @@ def tune(rounds: int = 15, report: Callable[[str], None] = print) -> Table:
             for role, (candidates, backward, masked) in CANDIDATES.items():
                 run = _pass(rows, rank, backward=backward, masked=masked)
                 times = _median_us(run, chosen, role, candidates, rounds)
+                if not times:
+                    report(f"rank {rank:3} rows {rows:6} {role:18} nothing fits; kept the default")
+                    buckets[role].append(_bucket(rows, rank, chosen[role][0]["config"]))
+                    continue
                 best = min(times, key=lambda i: times[i])
                 chosen[role] = [{"config": asdict(candidates[best])}]
                 buckets[role].append(_bucket(rows, rank, chosen[role][0]["config"]))

@@ -316,6 +316,27 @@ def test_sums_over_many_rows_are_split_where_columns_are_few(
     assert split[0] > 1
 
 
+@pytest.mark.parametrize("fill", [True, False])
+@pytest.mark.parametrize("width", [16, 4096])
+def test_partial_sums_are_not_written_beside_the_kernel_that_fills_their_memory(
+    monkeypatch: pytest.MonkeyPatch, width: int, fill: bool
+) -> None:
+    gradients_module = module("gradients")
+    overlaps: list[bool] = []
+    monkeypatch.setattr(gradients_module, "can_overlap", lambda _: True)
+    monkeypatch.setattr(gradients_module, "multiprocessors", lambda _: 64)
+    monkeypatch.setattr(gradients_module, "current_device", lambda: 0)
+    monkeypatch.setattr(
+        gradients_module, "launch", lambda *_, overlap, **__: overlaps.append(overlap)
+    )
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", fill)
+    x, thin = torch.empty(1024, width), torch.empty(1024, 16)
+    gating = module("adapter").gating_of(torch.empty(8, 4), None, 128, 1.0)
+    sums = (torch.empty(16, width), torch.empty(width, 16), torch.empty(8, 4))
+    gradients_module.gradients(x, thin, x, thin, thin, *sums, gating, None, beside_product=True)
+    assert overlaps == [not fill or width == 4096]  # where columns are many, nothing is split
+
+
 def test_splits_never_leave_a_multiprocessor_two_programs_nor_a_program_few_rows() -> None:
     for column_blocks in (1, 2, 16, 40, 66, 1000):
         for rows in (1, 511, 1024, 16384):
@@ -424,7 +445,7 @@ def test_a_shape_that_no_bucket_takes_is_refused(
         configs.choose("delta", 101, 4, 0)
 
 
-@pytest.mark.parametrize("content", [None, "", "{}", "[", '{"gpu": null}'])
+@pytest.mark.parametrize("content", [None, "", "{}", "[", "[]", '{"gpu": null}'])
 def test_a_file_that_holds_no_block_sizes_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_tables: None, content: str | None
 ) -> None:
@@ -434,6 +455,12 @@ def test_a_file_that_holds_no_block_sizes_is_refused(
     monkeypatch.setenv("ILORA_TUNED", str(path))
     with pytest.raises(ValueError, match=r"mine\.json is not a file of block sizes"):
         configs.choose("delta", 1, 1, 0)
+
+
+@pytest.mark.parametrize("parts", [1, 3, 8])
+def test_a_tile_in_parts_that_its_halves_do_not_have_is_refused(parts: int) -> None:
+    with pytest.raises(ValueError, match=f"parts is {parts}; a tile leaves in 2 or 4 parts"):
+        configs.LinearConfig(128, 256, 64, parts, 16, False, 8, 3)
 
 
 def test_a_file_without_a_role_is_refused(
@@ -466,6 +493,22 @@ def test_a_shipped_file_takes_every_shape_in_every_role(
 )
 def test_a_gpu_has_a_file_of_its_own_name(gpu: str, name: str) -> None:
     assert configs.tuned_path(gpu) == configs.TUNED_FOLDER / f"{name}.json"
+
+
+def test_tuning_keeps_the_default_where_no_candidate_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    tune = importlib.import_module("ilora_kernels.tune")
+    monkeypatch.setattr(tune, "_pass", lambda *_, **__: None)
+    monkeypatch.setattr(tune, "_median_us", lambda *_: {})
+    default, found = configs.load(configs.TUNED_FOLDER / "default.json"), tune.tune(report=str)
+    assert set(found) == set(configs.ROLES)
+    for role in configs.ROLES:
+        for rows in (1, 2049, 2**20):
+            for rank in (16, 17, 64, 65):
+                tables = []
+                for table in (default, found):
+                    with configs.using(table):
+                        tables.append(configs.choose(role, rows, rank, 0))
+                assert tables[0] == tables[1]
 
 
 TILE = (128, 256)

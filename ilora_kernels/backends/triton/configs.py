@@ -51,6 +51,10 @@ class LinearConfig:
     num_warps: int
     num_stages: int
 
+    def __post_init__(self) -> None:
+        if self.parts not in (2, 4):  # a half tile has half as many
+            raise ValueError(f"parts is {self.parts}; a tile leaves in 2 or 4 parts.")
+
 
 @dataclass(frozen=True)
 class PassConfig:
@@ -119,7 +123,7 @@ def load(path: Path) -> Table:
     """
     try:
         table: Table = json.loads(path.read_text(encoding="utf-8"))["roles"]
-    except (OSError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path} is not a file of block sizes ({error!r}); write one with "
             "python -m ilora_kernels.tune, or unset ILORA_TUNED."
