@@ -14,6 +14,8 @@ are released by it (see ``linear``) as soon as u and h are there.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -308,8 +310,8 @@ def gradients(
 
 def _memory_is_filled() -> bool:
     """Whether new memory is the work of a kernel: partial sums may not be written beside that one."""
-    filled: bool = torch.utils.deterministic.fill_uninitialized_memory
-    return filled and torch.are_deterministic_algorithms_enabled()
+    deterministic: Any = torch.utils.deterministic  # torch's stub lacks the attribute
+    return deterministic.fill_uninitialized_memory and torch.are_deterministic_algorithms_enabled()
 
 
 def _splits(column_blocks: int, rows: int, programs: int) -> int:
