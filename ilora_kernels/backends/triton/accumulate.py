@@ -1,4 +1,4 @@
-"""Adding a block's product to a running sum, no less exactly than the library does."""
+"""Adding a block's product to a running sum."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ def add_product(total, a, b, T, FLOAT32: tl.constexpr):
     """``total + a b``, in float32.
 
     16-bit operands go to the tensor cores, into the same accumulators. Float32 ones do not: there a
-    block's products are summed first and then added, because one chain over thousands of elements
-    errs more than twice as much as the library's. ``T > 0`` is a one that the compiler does not know;
-    with a known one it would make the chain again.
+    block's products are summed first and then added, which errs less than one chain over thousands of
+    elements. ``T > 0`` is a one that the compiler does not know; with a known one it would make the
+    chain again.
     """
     if FLOAT32:
         one = tl.where(T > 0, 1.0, 0.0)
