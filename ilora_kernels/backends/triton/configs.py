@@ -101,7 +101,12 @@ _in_use: Table | None = None
 
 
 def _table(device: int) -> Table:
-    return load(_path(device)) if _in_use is None else _in_use
+    return _loaded(_path(device)) if _in_use is None else _in_use
+
+
+@functools.cache
+def _loaded(path: Path) -> Table:
+    return load(path)
 
 
 @functools.cache
