@@ -4,7 +4,8 @@ Python's ``pickle`` looks names up and calls what it finds, which is why a pickl
 Here a name in the file stays a pair of texts. What may be made out of such a name is decided by the
 caller, who maps the names that he knows to functions of his own (*makers*); any other name, any
 opcode that only other kinds of pickles have, and any size that the file cannot hold is refused, and
-nothing has happened. Nothing is ever allocated that is not in the file, byte for byte.
+nothing has happened. A value that stands in the file once can be handed to makers a million times, so
+every call pays for what it is handed, and all calls together for no more than ``MOST_OBJECTS``.
 
 Only `ilora.data.llara` and `ilora.torch_checkpoints`, which read the files of others, use this.
 Nothing that this package writes is a pickle.
@@ -28,6 +29,9 @@ COST_OF_A_SET = 4  # of which the smallest takes 216 bytes
 LONGEST_NAME = 500
 LONGEST_INTEGER = 1024  # bytes
 LONGEST_KEY = 8  # values of a tuple: its hash is worked out at every use
+# Numbers, and tuples of them, can be chosen so that all have one hash, and every key is then
+# compared with all before it. Texts cannot: their hashes are salted in every process.
+MOST_NUMBER_KEYS = 10_000
 PLAIN = (str, int, float, bool, bytes, type(None))
 # What a maker or a `build` raises where the values in the file are not those it knows.
 MISFITS = (TypeError, ValueError, AttributeError, LookupError, OverflowError)
@@ -54,7 +58,12 @@ class Name:
 
 
 class Built:
-    """An object of ours that takes its state from the file, once, in ``build``."""
+    """An object of ours that takes its state from the file, once, in ``build``.
+
+    ``weight``: about how many words (8 bytes) a maker that reads it through could make of it.
+    """
+
+    weight = 1
 
     def build(self, state: Any) -> None:
         raise NotImplementedError
@@ -125,6 +134,7 @@ class _Machine:
         self.outer: list[list[Any]] = []  # stacks below the open marks
         self.memo: dict[int, Any] = {}
         self.left = MOST_OBJECTS
+        self.number_keys_left = MOST_NUMBER_KEYS
         self.built: dict[int, Built] = {}  # objects that have their state, by id
 
     def run(self) -> Any:
@@ -202,6 +212,7 @@ class _Machine:
             raise RefusalError("it calls something that is no allowed name")
         if type(arguments) is not tuple or keywords:
             raise RefusalError(f"it calls {target} with arguments of an unknown form")
+        self.spend(_weight(arguments))
         try:
             self.push(target.maker(*arguments))
         except MISFITS as error:
@@ -212,7 +223,19 @@ class _Machine:
         if not isinstance(target, dict):
             raise RefusalError("it sets keys of something that is no dict")
         for key, value in pairs:
-            target[_hashable(key)] = value
+            target[self.key(key)] = value
+
+    def key(self, key: Any) -> Any:
+        """Keys are plain or tuples of plain values: hashing what is nested deeply would overflow."""
+        if type(key) is str:
+            return key
+        flat = key if type(key) is tuple else (key,)
+        if len(flat) > LONGEST_KEY or any(type(part) not in PLAIN for part in flat):
+            raise RefusalError("a key is neither text nor a number")
+        self.number_keys_left -= 1
+        if self.number_keys_left < 0:
+            raise RefusalError(f"more than {MOST_NUMBER_KEYS:,} of its keys are no texts")
+        return key
 
     def extend(self, values: list[Any]) -> None:
         target = self.stack[-1]
@@ -262,6 +285,7 @@ class _Machine:
         if not isinstance(target, Built) or id(target) in self.built:
             raise RefusalError("it gives a state to something that takes none")
         self.built[id(target)] = target
+        self.spend(_weight(state))
         try:
             target.build(state)
         except MISFITS as error:
@@ -279,7 +303,7 @@ class _Machine:
         target = self.stack[-1]
         if type(target) is not set:
             raise RefusalError("it adds to something that is no set")
-        target.update(map(_hashable, values))
+        target.update(map(self.key, values))
 
     def tuple_of(self, size: int) -> None:
         self.spend()
@@ -308,18 +332,22 @@ class _Machine:
         self.extend([value])
 
 
+def _weight(value: Any, depth: int = 2) -> int:
+    """About how many words a maker or a ``build`` could make of ``value`` by reading it through."""
+    if isinstance(value, Built) and not isinstance(value, dict):
+        return value.weight
+    if isinstance(value, str | bytes):
+        return 1 + len(value) // 8
+    if not isinstance(value, list | tuple | dict | set):
+        return 1
+    inner = value.values() if isinstance(value, dict) else value
+    return 1 + (sum(_weight(one, depth - 1) for one in inner) if depth else len(value))
+
+
 def _pairs(flat: list[Any]) -> list[tuple[Any, Any]]:
     if len(flat) % 2:
         raise RefusalError("a key has no value")
     return list(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _hashable(key: Any) -> Any:
-    """Keys are plain or tuples of plain values: hashing what is nested deeply would overflow."""
-    flat = key if type(key) is tuple else (key,)
-    if len(flat) > LONGEST_KEY or any(type(part) not in PLAIN for part in flat):
-        raise RefusalError("a key is neither text nor a number")
-    return key
 
 
 def _shown(text: str) -> str:

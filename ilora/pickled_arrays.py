@@ -37,6 +37,10 @@ class Array(Built):
     def __init__(self) -> None:
         self.values: np.ndarray = np.empty(0)
 
+    @property
+    def weight(self) -> int:
+        return weight_of(self.values)
+
     def build(self, state: Any) -> None:
         _version, shape, kind, fortran, content = state
         self.fill(content, kind, shape, "F" if fortran is True else "C")
@@ -53,6 +57,11 @@ class Array(Built):
         if size != len(flat):
             raise RefusalError("an array does not hold as many values as its shape says")
         self.values = flat.reshape(shape, order=order)
+
+
+def weight_of(values: np.ndarray) -> int:
+    """About how many words ``values.tolist()`` makes."""
+    return 1 + values.size + values.nbytes // 8
 
 
 def _object_array(content: Any) -> np.ndarray:

@@ -42,6 +42,7 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 ODD_ARCHIVE = (RuntimeError, ValueError)  # what zipfile makes of encryption and of bad names
 DEEPEST = 20  # modules within modules
 MOST_MODULES = 10_000
+MOST_PARTS = 1_000_000  # parameters, buffers and modules of them all
 
 STORAGES = {
     "DoubleStorage": torch.float64,
@@ -204,6 +205,7 @@ def _checkpoint(path: Path, value: Any) -> Checkpoint:
 def _tensors_of(root: Shell) -> dict[str, StoredTensor]:
     """Parameters and buffers by the names, and in the order, that a state dict would have."""
     tensors: dict[str, StoredTensor] = {}
+    left = MOST_PARTS
     waiting = [("", root)]
     for _ in range(MOST_MODULES):
         if not waiting:
@@ -211,6 +213,10 @@ def _tensors_of(root: Shell) -> dict[str, StoredTensor]:
         prefix, module = waiting.pop()
         if prefix.count(".") > DEEPEST:
             raise RefusalError("modules are nested too deeply")
+        places = [module.state.get(place) for place in ("_parameters", "_buffers", "_modules")]
+        left -= sum(len(place) for place in places if isinstance(place, dict))
+        if left < 0:
+            raise RefusalError(f"its modules have more than {MOST_PARTS:,} parts")
         for place in ("_parameters", "_buffers"):
             found = module.state.get(place)
             for name, tensor in found.items() if isinstance(found, dict) else ():
@@ -324,8 +330,8 @@ def _parameter(data: Any, *_: Any) -> StoredTensor:
 
 
 def _set(values: Any = ()) -> set[Any]:
-    if any(type(value) not in (str, int) for value in values):
-        raise RefusalError("a set holds more than texts and numbers")
+    if any(type(value) is not str for value in values):
+        raise RefusalError("a set holds more than texts")
     return set(values)
 
 

@@ -17,6 +17,7 @@ from ilora.errors import InputError
 from ilora.pickle_reader import (
     MISFITS,
     MOST_BYTES,
+    MOST_OBJECTS,
     Built,
     Maker,
     Name,
@@ -24,7 +25,7 @@ from ilora.pickle_reader import (
     no_call,
     read_pickle,
 )
-from ilora.pickled_arrays import ARRAY_MAKERS, NUMBER_MAKERS, Array
+from ilora.pickled_arrays import ARRAY_MAKERS, NUMBER_MAKERS, Array, weight_of
 
 NESTING = 3  # a column holds cells, a cell may hold entries, an entry may be a pair
 CELLS = (int, float, str, bool, type(None))
@@ -65,6 +66,10 @@ class Texts(Built):
             raise RefusalError("an array of an unknown kind stands in the frame")
         self.values: np.ndarray = np.empty(0, dtype=object)
 
+    @property
+    def weight(self) -> int:
+        return weight_of(self.values)
+
     def build(self, state: Any) -> None:
         arrays = [part for part in state if type(part) is Array]
         if len(arrays) != 1 or arrays[0].values.ndim != 1:
@@ -95,12 +100,14 @@ class Block:
         if isinstance(place, Array):
             places = place.values.tolist()
         elif isinstance(place, slice):
-            places = list(range(num_columns))[place]
+            places = range(num_columns)[place]
         else:
             raise RefusalError("a block of columns has no place")
         values = self.values[None] if self.values.ndim == 1 else self.values
         if len(places) != len(values):
             raise RefusalError("a block does not hold as many columns as it has places")
+        if any(type(number) is not int or not 0 <= number < num_columns for number in places):
+            raise RefusalError("a block of columns has a place outside of the frame")
         yield from zip(places, values, strict=True)
 
 
@@ -116,7 +123,7 @@ class Manager(Built):
             return
         described = state[3]["0.14.1"]
         self.axes = described["axes"]
-        self.blocks = [Block(block["values"], block["mgr_locs"]) for block in described["blocks"]]
+        self.blocks = described["blocks"]
 
 
 class Frame(Built):
@@ -137,10 +144,18 @@ class Frame(Built):
         if not all(type(name) is str for name in names) or len(set(names)) < len(names):
             raise RefusalError("the frame's columns have no names of their own")
         found: dict[int, list[Any]] = {}
-        for block in manager.blocks:
+        left = MOST_OBJECTS
+        for described in manager.blocks:
+            block = described
+            if isinstance(described, dict):  # before pandas 1.3
+                block = Block(described["values"], described["mgr_locs"])
             if not isinstance(block, Block):
                 raise RefusalError("the frame holds something that is no block of columns")
-            found.update({n: v.tolist() for n, v in block.columns(len(names))})
+            for number, values in block.columns(len(names)):
+                left -= weight_of(values)  # blocks may share one array
+                if number in found or left < 0:
+                    raise RefusalError("the frame's columns do not add up")
+                found[number] = values.tolist()
         if sorted(found) != list(range(len(names))) or len({len(v) for v in found.values()}) > 1:
             raise RefusalError("the frame's columns do not add up")
         _require_cells(list(found.values()))

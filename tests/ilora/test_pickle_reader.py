@@ -294,6 +294,43 @@ def test_lists_that_hold_one_list_a_thousand_times_over_are_looked_at_once(tmp_p
     assert len(read_frame(tmp_path / "x.df")["seq"]) == 1000
 
 
+@pytest.mark.parametrize("container", [b"}(%bu.", b"\x8f(%b\x90."], ids=["dict", "set"])
+def test_numbers_that_could_all_have_one_hash_are_limited(container: bytes) -> None:
+    numbers = range(20_002)  # of a dict, half are values
+    content = b"".join(b"J" + struct.pack("<i", number) for number in numbers)
+    with pytest.raises(InputError, match="more than 10,000 of its keys are no texts"):
+        read(b"\x80\x04" + container % content)
+    texts = {str(number): number for number in numbers}
+    assert read(written(texts)) == texts
+
+
+LONG = [None] * 50_000
+OBJECTS = Made(Named("numpy", "dtype"), ("O8",), (3, "|", *[None] * 3, -1, -1, 63))
+EMPTY = (Named("numpy", "ndarray"), (0,), b"b")
+STATE = (1, (len(LONG),), OBJECTS, False, LONG)
+RECONSTRUCT = Named("numpy.core.multiarray", "_reconstruct")
+INDEX = Named("pandas.core.indexes.base", "Index")
+COPIES = {
+    "arrays of one list": (RECONSTRUCT, EMPTY, STATE),
+    "bytes of one text": (Named("_codecs", "encode"), ("x" * 400_000, "latin1")),
+    "lists of one array": (
+        Named("pandas.core.indexes.base", "_new_Index"),
+        (INDEX, {"data": Made(RECONSTRUCT, EMPTY, STATE)}),
+    ),
+}
+
+
+@pytest.mark.parametrize("parts", COPIES.values(), ids=COPIES)
+def test_a_value_that_is_copied_over_and_over_is_paid_for_every_time(
+    parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pickle_reader, "MOST_OBJECTS", 1_000_000)
+    # The value stands in the file once, and 100 copies of it would be 5 million words.
+    (tmp_path / "x.df").write_bytes(written([Made(*parts) for _ in range(100)]))
+    with pytest.raises(InputError, match="more than 1,000,000 objects"):
+        read_frame(tmp_path / "x.df")
+
+
 def test_a_reference_out_of_the_file_is_the_callers_business() -> None:
     data = written([Outside(("storage", 1))])
     assert read_pickle(data, "a file", allow, persistent=lambda key: key[0]) == ["storage"]

@@ -218,6 +218,14 @@ def test_modules_that_hold_the_same_modules_a_thousand_times_over_are_refused(
         read(path)
 
 
+def test_modules_that_share_a_dict_of_many_parameters_are_refused(tmp_path: Path) -> None:
+    many = {str(n): None for n in range(20_000)}
+    inner = {str(n): Made(Named("x", "SASRec"), (), {"_parameters": many}) for n in range(60)}
+    path = archive(Made(Named("x", "SASRec"), (), {"_modules": inner}), tmp_path / "x.pt")
+    with pytest.raises(InputError, match="more than 1,000,000 parts"):
+        read(path)
+
+
 def test_a_compressed_entry_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     zeros = {"0": bytes(1 << 20)}
     path = archive({"a": tensor()}, tmp_path / "x.pt", zeros, compress_type=zipfile.ZIP_DEFLATED)

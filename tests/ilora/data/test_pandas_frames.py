@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ilora.data import pandas_frames
 from ilora.data.pandas_frames import read_frame
 from ilora.errors import InputError
 from tests.ilora.data.pandas_pickles import PICKLES
@@ -140,3 +141,14 @@ def test_a_pickle_of_something_else_is_no_frame(value: Any, tmp_path: Path) -> N
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"x\.df is missing"):
         read_frame(tmp_path / "x.df")
+
+
+def test_blocks_that_share_one_array_are_counted_by_what_they_become(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pandas_frames, "MOST_OBJECTS", 10_000)
+    whole = frame({f"column {n}": [0] * 100 for n in range(40)})
+    assert len(read(whole, tmp_path)) == 40
+    monkeypatch.setattr(pandas_frames, "MOST_OBJECTS", 7_000)  # a value and its 8 bytes: 8,000
+    with pytest.raises(InputError, match="do not add up"):
+        read(whole, tmp_path)
