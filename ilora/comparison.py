@@ -80,9 +80,12 @@ def find_evaluation(path: Path, label: str) -> Path:
     for place in (path, *(evaluation_folder(path, one) for one in (label, of_encoder))):
         if (place / PREDICTIONS_FILE).is_file() and (place / METRICS_FILE).is_file():
             return place
+    split, _, decode = label.partition("-")
+    others = sorted(file.parent.name for file in path.glob(f"evaluation/*/{PREDICTIONS_FILE}"))
+    has = f" (but {', '.join(others)})" if others else ""
     raise InputError(
-        f"run: {path} holds no evaluation {label}; make one with `ilora evaluate --model {path}`, or "
-        "give the folder of another"
+        f"run: {path} holds no evaluation {label}{has}; make one with `ilora evaluate --model {path} "
+        f"--split {split} --decode {decode}`, or give the folder of another"
     )
 
 

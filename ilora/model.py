@@ -230,8 +230,13 @@ def add_experts(llm: PreTrainedModel, adapter: AdapterSettings) -> PeftModel:
     """Put experts beside the layers that the settings name.
 
     Raises:
-        InputError: the model has no such layer, or one that is not linear.
+        InputError: a model of the MPT design, one that has no such layer, or one that is not linear.
     """
+    if getattr(llm.config, "model_type", None) == "mpt":
+        raise InputError(
+            "llm: PEFT hands no embeddings to models of the MPT design, and items reach the model as "
+            "embeddings; choose another, such as Llama, Qwen or GPT-2"
+        )
     try:
         return get_peft_model(llm, peft_config(adapter))
     except (ValueError, re.error) as error:

@@ -222,8 +222,10 @@ def read_model_config(path: Path) -> ModelConfig:
         return ModelConfig.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"model: {path / CONFIG_FILE}: {key}: {first['msg']}") from None
+        key = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise InputError(
+            f"model: {path / CONFIG_FILE}: {key}: {first['msg']}; restore the file or train again"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError):
         raise InputError(f"model: {path / CONFIG_FILE} is not sound YAML; restore it") from None
 

@@ -58,12 +58,12 @@ class Name:
 
 
 class Built:
-    """An object of ours that takes its state from the file, once, in ``build``.
+    """An object of ours that takes its state from the file, once, in ``build``."""
 
-    ``weight``: about how many words (8 bytes) a maker that reads it through could make of it.
-    """
-
-    weight = 1
+    @property
+    def weight(self) -> int:
+        """About how many words (8 bytes) a maker that reads it through could make of it."""
+        return 1
 
     def build(self, state: Any) -> None:
         raise NotImplementedError

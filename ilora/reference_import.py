@@ -94,7 +94,8 @@ def import_reference(
         raise InputError(
             f"checkpoint: {checkpoint} holds an adapter; give --llm and --encoder with it"
             if of_model
-            else f"checkpoint: {checkpoint} holds a recommender; leave --llm and --encoder out"
+            else f"checkpoint: {checkpoint} holds no adapter; leave --llm and --encoder out "
+            "to import a recommender"
         )
     origin = {"file": checkpoint.name, "sha256": _sha256(checkpoint)}
     if llm is None or encoder is None:

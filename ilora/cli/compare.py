@@ -52,14 +52,17 @@ def compare(
 
     label = f"{split}-{decode}"
     names = _names(runs)
-    methods = [_read(run, name, label, measure) for run, name in zip(runs, names, strict=True)]
+    folders = [_folders(run, label) for run in runs]
+    methods = [_read(own, name, measure) for own, name in zip(folders, names, strict=True)]
     found = test(methods, seed=seed, first_only=first_only)
-    _print(found, f"{label}, {measure}: {found[0].n:,} rows")
+    # A run can be the folder of any evaluation, whatever the label says.
+    told = ", ".join(sorted({folder.name for own in folders for folder in own}))
+    _print(found, f"{told}, {measure}: {found[0].n:,} rows")
     if out is not None:
         write_json(
             out,
             {
-                "evaluation": label,
+                "evaluation": told,
                 "measure": measure,
                 "seed": seed,
                 "comparisons": [one.to_dict() for one in found],
@@ -73,10 +76,15 @@ def _names(runs: list[str]) -> list[str]:
     return short if len(set(short)) == len(runs) else runs
 
 
-def _read(run: str, name: str, label: str, measure: str) -> Answers:
-    from ilora.comparison import average, find_evaluation, read_answers
+def _folders(run: str, label: str) -> list[Path]:
+    from ilora.comparison import find_evaluation
 
-    folders = [find_evaluation(Path(part.strip()), label) for part in run.split(",")]
+    return [find_evaluation(Path(part.strip()), label) for part in run.split(",")]
+
+
+def _read(folders: list[Path], name: str, measure: str) -> Answers:
+    from ilora.comparison import average, read_answers
+
     return average([read_answers(folder, name, measure) for folder in folders], name)
 
 

@@ -158,9 +158,21 @@ def test_the_command_prints_and_writes_the_table(tmp_path: Path) -> None:
     assert one["difference"] == pytest.approx(0.4)
 
 
+def test_the_table_names_the_evaluations_that_were_read(tmp_path: Path) -> None:
+    folders = [
+        write(tmp_path / name, HITS[name], label="val-rank") / "evaluation" / "val-rank"
+        for name in "ab"
+    ]
+    done = run("compare", *folders, "--measure", "mrr", "--out", tmp_path / "table.json")
+    assert done.exit_code == 0, done.output
+    assert "val-rank, mrr: 10 rows" in done.stdout
+    assert json.loads((tmp_path / "table.json").read_text())["evaluation"] == "val-rank"
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [
+        ("{a} {r}", "holds no evaluation test-free (but test-rank)"),
         ("{a}", "give 2 or more"),
         ("{a} {tmp}/none", "holds no evaluation test-free"),
         ("{a} {b} --split val", "holds no evaluation val-free"),

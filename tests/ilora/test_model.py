@@ -14,6 +14,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MptConfig,
+    MptForCausalLM,
     PreTrainedTokenizerFast,
 )
 
@@ -22,7 +24,7 @@ from ilora.data.prompts import IGNORED_LABEL, NO_ITEM
 from ilora.encoders import load_encoder
 from ilora.errors import InputError
 from ilora.gate import GATES
-from ilora.model import ILoRARecommender
+from ilora.model import ILoRARecommender, add_experts
 from ilora.peft import ILoraLinear
 from ilora.training import build_recommender
 from tests.ilora.tiny_world import CPU, World, load_llm, load_tokenizer, stir
@@ -475,6 +477,12 @@ def test_an_unadapted_model_is_the_language_model_and_trains_nothing(world: Worl
         pad_token_id=model.tokenizer.pad_token_id,
     )[:, one["input_ids"].shape[1] :]
     assert torch.equal(told, expected)
+
+
+def test_a_language_model_that_peft_hands_no_embeddings_is_refused() -> None:
+    config = MptConfig(d_model=16, n_heads=2, n_layers=1, vocab_size=32)
+    with pytest.raises(InputError, match="no embeddings to models of the MPT design"):
+        add_experts(MptForCausalLM(config), AdapterSettings())
 
 
 def test_hybrid_prompts_need_placeholders(world: World) -> None:

@@ -188,6 +188,11 @@ def test_a_missing_file_is_named(copy: Path, name: str) -> None:
     assert f"{name} is missing" in refused(copy)
 
 
+def test_an_empty_configuration_is_told_in_a_sentence(copy: Path) -> None:
+    (copy / "config.yaml").write_text("")
+    assert "config.yaml: the whole: " in refused(copy)
+
+
 def test_a_missing_tokenizer_is_named(copy: Path) -> None:
     for file in copy.glob("tokenizer*"):
         file.unlink()
