@@ -112,7 +112,7 @@ class RunSettings(Settings):
 
     @property
     def titles_alone(self) -> bool:
-        """Whether prompts hold neither item embeddings nor their placeholders."""
+        """Whether prompts hold no item embeddings, nor placeholders that the model never learnt."""
         return self.training.curriculum == "text" or self.adapter.method == "none"
 
 

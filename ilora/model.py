@@ -26,7 +26,7 @@ from ilora.encoders import SequenceEncoder
 from ilora.errors import InputError
 from ilora.gate import TokenCollapsedGate, build_gate
 from ilora.peft import ILoraConfig
-from ilora.tokens import placeholder_id, prepare_tokenizer
+from ilora.tokens import knows_placeholder, placeholder_id, prepare_tokenizer
 
 
 class ILoRARecommender(nn.Module):
@@ -85,7 +85,7 @@ class ILoRARecommender(nn.Module):
             num_items=encoder.num_items,
             title_width=width,
         ).to(device)
-        self.placeholder = nn.Parameter(self._mean_embedding(), requires_grad=placeholders)
+        self.placeholder = nn.Parameter(self._first_placeholder(), requires_grad=placeholders)
         if adapter.method == "none":
             self.requires_grad_(False)
 
@@ -221,9 +221,11 @@ class ILoRARecommender(nn.Module):
         """The number of parameters that training changes."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
-    def _mean_embedding(self) -> Tensor:
-        with torch.no_grad():
-            return self.llm.get_input_embeddings().weight.float().mean(0)
+    def _first_placeholder(self) -> Tensor:
+        """What training starts from: the model's own embedding if it knows one, else the mean."""
+        table = self.llm.get_input_embeddings().weight.detach().float()
+        known = knows_placeholder(self.tokenizer)
+        return table[self.placeholder_id].clone() if known else table.mean(0)
 
 
 def add_experts(llm: PreTrainedModel, adapter: AdapterSettings) -> PeftModel:

@@ -74,6 +74,14 @@ def placeholder_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(token_id)
 
 
+def knows_placeholder(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the placeholder is of the tokenizer's own vocabulary, not one that was added to it.
+
+    Then the language model was trained with it, as those of `ilora base-llm build` are.
+    """
+    return placeholder_id(tokenizer) < tokenizer.vocab_size
+
+
 def special_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """Every text that the tokenizer turns into a control token wherever it occurs."""
     texts = {PLACEHOLDER, *tokenizer.all_special_tokens}

@@ -40,7 +40,7 @@ from ilora.run_folder import (
     loss_curve,
     require_free,
 )
-from ilora.tokens import load_tokenizer
+from ilora.tokens import knows_placeholder, load_tokenizer
 from ilora.trainer import RecommenderTrainer
 from ilora.training_progress import TrainingBar
 
@@ -134,14 +134,14 @@ def build_recommender(
         )
     llm = load_llm(settings.llm, torch.bfloat16 if bf16 else torch.float32, device)
     identity = fingerprint(llm)
-    alone = settings.titles_alone
+    alone, tokenizer = settings.titles_alone, load_tokenizer(settings.llm)
     model = ILoRARecommender(
         llm,
-        load_tokenizer(settings.llm),
+        tokenizer,
         encoder,
         settings.adapter,
         hybrid=not alone,
-        placeholders=not alone,
+        placeholders=not alone or knows_placeholder(tokenizer),
     )
     model.read_titles(folder.catalog.titles)
     if settings.training.gradient_checkpointing:
@@ -225,6 +225,7 @@ def _validation(
         "val",
         min_history=settings.training.min_history,
         max_rows=VALIDATION_ROWS,
+        batch_size=max(32, settings.training.micro),
         seed=settings.seed,
     )
     return answers | {"loss": measured.get(step), "step": step}

@@ -14,8 +14,8 @@ So every title ends where its placeholder stands, without a further token for ea
 One space before each title keeps the title's tokens the same in the lists and in the answer,
 which is what a model that answers by copying needs.
 
-A language model that was never trained here does not know the placeholder: for prompts of titles
-alone (``placeholders=False``) each title ends in a semicolon.
+A language model that was never trained with the placeholder does not know it: for its prompts of
+titles alone (``placeholders=False``) each title ends in a semicolon.
 """
 
 from __future__ import annotations
