@@ -66,6 +66,11 @@ def write_json(path: Path, value: Any) -> None:
         partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def read_json(path: Path) -> Any:
+    """The value of a JSON file that this package wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a table as UTF-8 CSV with a header line, atomically."""
     with (

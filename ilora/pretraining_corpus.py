@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,9 +66,7 @@ class PretrainingCorpus(Dataset[list[Batch]]):
         seed: int,
     ) -> None:
         self._datasets = list(datasets)
-        self._speaking = [
-            [dataset.speaking(domain) for domain in WORDINGS] for dataset in datasets
-        ]
+        self._speaking = [[dataset.speaking(domain) for domain in WORDINGS] for dataset in datasets]
         self._collator = collator
         self._disguised = disguised
         self._seed = seed

@@ -175,7 +175,7 @@ def run_sweep(
     folder = DataFolder.open(base.data)
     for number, (trial, entry) in enumerate(zip(trials, table["trials"], strict=True), start=1):
         _console.print(f"[bold]▸ {number} of {len(trials)}: {trial.name}[/bold]")
-        entry |= _outcome(trial, base, folder, out, decode, device)
+        entry |= outcome(trial, base, folder, out, decode, device)
         write_json(out / SWEEP_FILE, table)
     table["selected"] = select_rates(table["trials"])
     table |= _test(table, base, folder, out, device)
@@ -229,13 +229,14 @@ def _check(
         raise InputError(f"seeds: {bad_seeds[0]} is negative; give 0 or more")
 
 
-def _outcome(
+def outcome(
     trial: Trial,
     base: RunSettings,
     folder: DataFolder,
     out: Path,
     decode: Decode,
     device: str | None,
+    batch_size: int = 32,
 ) -> dict[str, Any]:
     """Train the trial, unless it has ended, and measure it on validation, unless that is done."""
     run = out / "trials" / trial.name
@@ -247,13 +248,13 @@ def _outcome(
     losses = [loss for key in ("loss", "eval_loss") for _, loss in loss_curve(record, key)]
     if not all(math.isfinite(loss) for loss in losses):
         return told | {"status": "diverged"}
-    metrics = _measured(run, "val", base, folder, decode, device, model)
+    metrics = measured(run, "val", base, folder, decode, device, model, batch_size)
     validation = loss_curve(record, "eval_loss")
     loss = validation[-1][1] if validation else None
-    return told | {"status": "finished", "val": _short(metrics) | {"loss": loss}}
+    return told | {"status": "finished", "val": short_metrics(metrics) | {"loss": loss}}
 
 
-def _measured(
+def measured(
     run: Path,
     split: Split,
     base: RunSettings,
@@ -261,6 +262,7 @@ def _measured(
     decode: Decode,
     device: str | None,
     model: ILoRARecommender | None = None,
+    batch_size: int = 32,
 ) -> dict[str, Any]:
     """The metrics of a run on a split, measured now if they are not there for this very data."""
     place = evaluation_folder(run, f"{split}-{decode}")
@@ -277,6 +279,7 @@ def _measured(
         split,
         decode=decode,
         out=place,
+        batch_size=batch_size,
         min_history=base.training.min_history,
         seed=base.seed,
     )
@@ -298,8 +301,8 @@ def _test(
             if (trial["variant"], trial["learning_rate"]) == (variant, rate)
         ]
         for trial in own:
-            metrics = _measured(out / trial["run"], "test", base, folder, table["decode"], device)
-            trial["test"] = _short(metrics)
+            metrics = measured(out / trial["run"], "test", base, folder, table["decode"], device)
+            trial["test"] = short_metrics(metrics)
         seeds = {"variant": variant, "learning_rate": rate, "seeds": [t["seed"] for t in own]}
         rows.append(
             seeds
@@ -313,6 +316,6 @@ def _test(
     return {"test": rows, "comparisons": [one.to_dict() for one in compared]}
 
 
-def _short(metrics: dict[str, Any]) -> dict[str, Any]:
+def short_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
     names = (MEASURE, "hit_ratio_at_1_valid", "valid_ratio", "mrr", "ndcg@10", "n")
     return {name: metrics[name] for name in names if name in metrics}

@@ -18,6 +18,7 @@ from ilora.cli import (
     recommend,
     reference,
     report,
+    study,
     sweep,
     train,
 )
@@ -34,6 +35,7 @@ ORDER = (
     "import",
     "train",
     "sweep",
+    "study",
     "evaluate",
     "recommend",
     "compare",
@@ -65,6 +67,7 @@ app.add_typer(encoder.app, name="encoder")
 app.add_typer(reference.app, name="import")
 train.add_to(app)
 sweep.add_to(app)
+app.add_typer(study.app, name="study")
 evaluate.add_to(app)
 recommend.add_to(app)
 compare.add_to(app)

@@ -1,0 +1,182 @@
+"""A study's figures as Markdown: the tables between the markers of a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ilora.errors import InputError
+from ilora.files import atomic_file
+
+HIT = "hit_ratio_at_1"
+
+
+def blocks(table: dict[str, Any]) -> dict[str, str]:
+    """Name -> Markdown: ``main``, ``tuning``, ``experts``, ``gates``, ``tests`` and ``rows``."""
+    told = {"setup": _setup(table), "main": _main(table), "tuning": _tuning(table)}
+    for part, content in table["parts"].items():
+        told[part] = _methods(content["data"], content["rows"])
+    return told | {"tests": _tests(table), "rows": _rows(table)}
+
+
+def write_into(page: Path, table: dict[str, Any]) -> None:
+    """Put each block between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` of a page.
+
+    Raises:
+        InputError: the page cannot be read, or has no place for any block.
+    """
+    try:
+        text = page.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"into: {page} cannot be read ({error.strerror}); give a page") from None
+    found = False
+    for name, block in blocks(table).items():
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        if begin in text and end in text.partition(begin)[2]:
+            found = True
+            head, _, rest = text.partition(begin)
+            text = f"{head}{begin}\n{block}\n{end}{rest.partition(end)[2]}"
+    if not found:
+        raise InputError(
+            f"into: {page} has no lines <!-- begin main --> and <!-- end main -->; add them"
+        )
+    with atomic_file(page) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def _setup(table: dict[str, Any]) -> str:
+    base, settings = table["base"], table["settings"]
+    training = base["pretraining"] or {"steps": 0, "tokens": 0, "seconds": 0.0}
+    lines = [
+        (
+            "language model",
+            f"{base['num_parameters']:,} parameters, vocabulary {base['vocab_size']:,}, "
+            f"{training['steps']:,} steps, {training['tokens']:,} tokens, {training['seconds']:.0f} s, "
+            f"read {', '.join(folder['name'] for folder in base['folders'])} and made-up titles",
+        ),
+        (
+            "adapters",
+            f"rank {settings['adapter']['rank']}, alpha {settings['adapter']['alpha']:g}, "
+            f"dropout {settings['adapter']['dropout']:g}, {settings['training']['max_steps']} steps of "
+            f"{settings['training']['batch_size']} prompts",
+        ),
+        ("device", ", ".join(table["devices"])),
+        ("versions", ", ".join(f"{name} {version}" for name, version in table["versions"].items())),
+    ]
+    return _table(["", ""], [list(line) for line in lines])
+
+
+def _main(table: dict[str, Any]) -> str:
+    return "\n\n".join(
+        f"**{data}**, n = {told['rows'][1]['rank']['n']:,}\n\n{_methods(data, told['rows'], heading=False)}"
+        for data, told in table["data"].items()
+    )
+
+
+def _methods(data: str, rows: Sequence[dict[str, Any]], *, heading: bool = True) -> str:
+    head = [
+        "",
+        "rate",
+        "rank: HR@1",
+        "sd",
+        "NDCG@5",
+        "free: HR@1",
+        "sd",
+        "ValidRatio",
+        "by seed (rank)",
+    ]
+    lines = []
+    for row in rows:
+        rank, free = row["rank"], row.get("free", {})
+        lines.append(
+            [
+                row["name"],
+                f"{row['learning_rate']:g}"
+                if "learning_rate" in row and row["name"] != "un-adapted LLM"
+                else "",
+                _interval(rank),
+                _figure(rank.get("sd")),
+                _figure(rank.get("ndcg@5")),
+                _interval(free),
+                _figure(free.get("sd")),
+                _figure(free.get("valid_ratio")),
+                ", ".join(_figure(value) for value in rank.get("seeds", {}).values()),
+            ]
+        )
+    body = _table(head, lines)
+    return f"On {data}:\n\n{body}" if heading else body
+
+
+def _tuning(table: dict[str, Any]) -> str:
+    rates = [f"{rate:g}" for rate in table["settings"]["learning_rates"]]
+    lines = []
+    for data, told in table["data"].items():
+        for method, figures in told["tuning"].items():
+            chosen = told["chosen"].get(method)
+            cells = [
+                f"**{_figure(figures.get(rate))}**"
+                if chosen is not None and f"{chosen:g}" == rate
+                else _figure(figures.get(rate))
+                for rate in rates
+            ]
+            lines.append([data, method, *cells])
+    return _table(["data", "method", *rates], lines)
+
+
+def _tests(table: dict[str, Any]) -> str:
+    lines = []
+    for family, members in table["comparisons"].items():
+        for one in members:
+            p = one["permutation_p"] if one["mcnemar_p"] is None else one["mcnemar_p"]
+            lines.append(
+                [
+                    family,
+                    f"{one['first']} − {one['second']}",
+                    f"{one['n']:,}",
+                    f"{one['difference']:+.3f} [{one['ci95'][0]:+.3f}, {one['ci95'][1]:+.3f}]",
+                    _p(p),
+                    _p(one["holm"]),
+                ]
+            )
+    return _table(["family", "difference", "n", "HR@1 [95 %]", "p", "Holm"], lines)
+
+
+def _rows(table: dict[str, Any]) -> str:
+    lines = [
+        [run, f"{seconds:.0f}"]
+        for told in (*table["data"].values(), *table["parts"].values())
+        for row in told["rows"]
+        if "runs" in row
+        for run, seconds in zip(row["runs"], row["seconds"], strict=True)
+    ]
+    unique = {line[0]: line for line in lines}
+    return _table(["run", "training seconds"], list(unique.values()))
+
+
+def _interval(told: dict[str, Any]) -> str:
+    if HIT not in told:
+        return ""
+    if "ci95" not in told:
+        return _figure(told[HIT])
+    low, high = told["ci95"]
+    return f"{_figure(told[HIT])} [{_figure(low)}, {_figure(high)}]"
+
+
+def _figure(value: float | None) -> str:
+    return (
+        ""
+        if value is None
+        else f"{value:.3f}".replace("0.", ".", 1)
+        if value < 1
+        else f"{value:.3f}"
+    )
+
+
+def _p(value: float) -> str:
+    return f"{value:.4f}" if value >= 0.0001 else "< .0001"
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
