@@ -50,8 +50,8 @@ class PretrainingCorpus(Dataset[list[Batch]]):
 
     Rows of all data sets are mixed and visited in a new order every epoch, with new negatives
     and wordings; prompts grow as :func:`prompt_length` says, and a share of them is disguised
-    (:func:`disguise`) and speaks of any domain. Item ``i`` depends on the arguments and ``i`` alone, never on what was read
-    before it, so that any number of workers gives the same run.
+    (:func:`disguise`) and speaks of any domain. Item ``i`` depends on the arguments and ``i`` alone,
+    never on what was read before it, so that any number of workers gives the same run.
     """
 
     def __init__(

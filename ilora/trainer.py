@@ -11,6 +11,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from ilora.config import TrainingSettings
+from ilora.data.length_sampler import LengthSampler
 from ilora.errors import InputError
 from ilora.model import ILoRARecommender
 from ilora.model_folder import load_weights
@@ -47,6 +48,10 @@ class RecommenderTrainer(Trainer):
         if model.training:
             inputs = {**inputs, "text_only": self.text_only()}
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthSampler:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        return LengthSampler(rows, self.training_settings.batch_size, self.args.seed)
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The validation loss of one batch: the mean over its rows of the mean over their tokens.

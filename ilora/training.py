@@ -135,13 +135,15 @@ def build_recommender(
     llm = load_llm(settings.llm, torch.bfloat16 if bf16 else torch.float32, device)
     identity = fingerprint(llm)
     alone, tokenizer = settings.titles_alone, load_tokenizer(settings.llm)
+    # The model as it is reads what it was trained on: of our own base models, placeholders too.
+    marks = not alone or (settings.adapter.method == "none" and knows_placeholder(tokenizer))
     model = ILoRARecommender(
         llm,
         tokenizer,
         encoder,
         settings.adapter,
         hybrid=not alone,
-        placeholders=not alone or knows_placeholder(tokenizer),
+        placeholders=marks,
     )
     model.read_titles(folder.catalog.titles)
     if settings.training.gradient_checkpointing:

@@ -148,6 +148,11 @@ class RecommendationDataset(Dataset[Example]):
             return self._frozen[index]
         return self._draw(index, self.num_candidates)[0]
 
+    def approximate_length(self, index: int) -> int:
+        """The tokens of the titles that row ``index`` shows: its prompt's but for the wording's."""
+        shown = self.rows[index].history[-self.builder.window :]
+        return sum(self.builder.title_length(item) for item in (*shown, *self.candidates(index)))
+
     def _encode(self, row: Row, candidates: Sequence[int], wording: int) -> Example:
         return self.builder.encode(row, candidates, wording, answer=self.answer)
 

@@ -148,6 +148,11 @@ class PromptBuilder:
             self._answer_ids[item] = self._tokenise_answer(self._title(item))
         return list(self._answer_ids[item])
 
+    def title_length(self, item: int) -> int:
+        """The number of tokens of :meth:`answer_ids`."""
+        known = self._answer_ids.get(item)
+        return len(self.answer_ids(item) if known is None else known)
+
     def _tokenise_answer(self, title: str) -> tuple[int, ...]:
         ids = self._tokens(f"{ENDING} {title}")
         cut = len(self._ending_ids)

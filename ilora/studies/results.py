@@ -20,8 +20,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ilora.base_llm import RECORD
 from ilora.comparison import Answers, Comparison, average, compare, find_evaluation, read_answers
 from ilora.data.folder import DataFolder
+from ilora.errors import InputError
 from ilora.evaluation.paired import holm
 from ilora.evaluation.popularity import popularity_metrics
 from ilora.evaluation.records import METRICS_FILE, evaluation_folder
@@ -49,12 +51,14 @@ FIGURES = (MEASURE, "hit_ratio_at_1_valid", "valid_ratio", "hr@5", "ndcg@5", "nd
 
 def collect(study: Study) -> dict[str, Any]:
     """Read all that is there, compare, write ``study.json`` and return it."""
+    if not (study.base / RECORD).is_file():
+        raise InputError(f"out: {study.out} holds no study yet; start it with `ilora study run`")
     data = {
         name: _data_set(study, name) for name in study.settings.data if _has_encoder(study, name)
     }
     table: dict[str, Any] = {
         "settings": study.settings.model_dump(mode="json"),
-        "base": read_json(study.base / "base_llm.json"),
+        "base": read_json(study.base / RECORD),
         "versions": {name: version(name) for name in PACKAGES},
         "devices": _devices(study),
         "data": data,

@@ -68,10 +68,11 @@ def _setup(table: dict[str, Any]) -> str:
 
 
 def _main(table: dict[str, Any]) -> str:
-    return "\n\n".join(
-        f"**{data}**, n = {told['rows'][1]['rank']['n']:,}\n\n{_methods(data, told['rows'], heading=False)}"
-        for data, told in table["data"].items()
-    )
+    parts = []
+    for data, told in table["data"].items():
+        n = told["rows"][1]["rank"]["n"]
+        parts.append(f"**{data}**, n = {n:,}\n\n{_methods(data, told['rows'], heading=False)}")
+    return "\n\n".join(parts)
 
 
 def _methods(data: str, rows: Sequence[dict[str, Any]], *, heading: bool = True) -> str:

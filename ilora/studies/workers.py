@@ -57,7 +57,9 @@ class Worker:
         own = {"OMP_NUM_THREADS": str(threads)}
         if gpu is not None:
             own["CUDA_VISIBLE_DEVICES"] = gpu
-        self._process = _spawn.Process(target=_serve, args=(theirs, log))
+        self._process = _spawn.Process(
+            target=_serve, args=(theirs, log, multiprocessing.get_start_method())
+        )
         with _environment(own):
             self._process.start()
         theirs.close()
@@ -152,8 +154,10 @@ def _hand_out(
         min(free, key=lambda worker: load[worker.gpu]).begin(heapq.heappop(waiting))
 
 
-def _serve(connection: Connection, log: Path) -> None:
+def _serve(connection: Connection, log: Path, start_method: str) -> None:
     """The life of a worker: it ends with the process that started it."""
+    # Else its data loaders, too, would spawn processes, which costs each training some seconds.
+    multiprocessing.set_start_method(start_method, force=True)
     with log.open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -13,7 +13,8 @@ from ilora.training import train
 from tests.ilora.tiny_world import World
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-FILES = sorted(CONFIGS.rglob("*.yaml"))
+STUDIES = CONFIGS / "studies"  # see tests/ilora/test_studies.py
+FILES = sorted(file for file in CONFIGS.rglob("*.yaml") if file.parent != STUDIES)
 RATES = {
     "paper/lastfm": 2e-4,
     "paper/movielens": 1e-4,

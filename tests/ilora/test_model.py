@@ -466,7 +466,7 @@ def test_an_unadapted_model_is_the_language_model_and_trains_nothing(world: Worl
     assert not config.hybrid
     rows = world.rows(model, "val", answer=False)
     one = world.batch(model, [rows[0]])
-    assert model.placeholder_id not in one["input_ids"]
+    assert model.placeholder_id in one["input_ids"]  # which this language model was trained with
     told = model.generate(one, max_new_tokens=5)
     llm = load_llm(str(world.llm), torch.float32, CPU)
     expected = llm.generate(

@@ -617,7 +617,7 @@ def test_an_unadapted_model_is_evaluated_without_a_step_of_training(
     assert (result.record["steps"], result.record["trainable_parameters"]) == (0, 0)
     assert result.record["log"] == []
     model, config, catalog = load_model(tmp_path / "run", device="cpu")
-    assert (config.adapter.method, config.placeholders) == ("none", False)
+    assert (config.adapter.method, config.placeholders) == ("none", True)
     metrics = evaluate(model, world.folder, "val", catalog=catalog, out=tmp_path / "out")
     assert metrics["n"] == len(world.folder.rows("val", 3))
     again = train(

@@ -1,0 +1,168 @@
+"""A study does what its settings say, in the order that results allow, and nothing twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ilora.errors import InputError
+from ilora.studies.plan import Study, StudySettings, all_rows, read_study
+from ilora.studies.run import TEST, ready, ready_rows
+from ilora.studies.tables import blocks, write_into
+from ilora.studies.workers import FAILED, Task, work
+from ilora.sweep import MEASURE
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "studies"
+PLAN: dict[str, Any] = {
+    "base": {"data": ["old"]},
+    "data": ["one", "two"],
+    "learning_rates": [1e-3, 3e-3],
+    "seeds": [0, 1],
+    "experts": {"data": "two", "experts": [1, 2, 4, 8], "seeds": [0, 1]},
+    "gates": {"data": "one", "gates": ["linear", "uniform"]},
+}
+
+
+def study(out: Path = Path("out"), **changes: Any) -> Study:
+    return Study(StudySettings.model_validate(PLAN | changes), Path("data"), out)
+
+
+def names(tasks: list[Task]) -> set[str]:
+    return {task.name for task in tasks}
+
+
+def tuned(data: str, method: str, figures: dict[float, float | None]) -> dict[str, dict[str, Any]]:
+    return {
+        f"{data}/{method}-{rate:g}-seed0 val-rank": (
+            {FAILED: "diverged"} if figure is None else {"val-rank": {MEASURE: figure}}
+        )
+        for rate, figure in figures.items()
+    }
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_studies_of_the_repository_are_sound_and_tune_both_methods_alike(file: Path) -> None:
+    own = Study(read_study(file), Path("data"), Path("out"))
+    rows = all_rows(own)
+    for data in own.settings.data:
+        counts = [
+            sum(row.data == data and row.trial.variant.name == method for row in rows.values())
+            for method in ("lora", "ilora")
+        ]
+        assert counts[0] == counts[1] == len(own.settings.learning_rates) * len(own.settings.seeds)
+
+
+def test_a_language_model_that_has_read_what_it_is_measured_on_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("{base: {data: [one]}, data: [one], learning_rates: [1.0e-3], seeds: [0]}")
+    with pytest.raises(InputError, match="would have seen it"):
+        read_study(file)
+
+
+def test_a_run_waits_for_the_language_model_and_its_encoder() -> None:
+    first = {"base", "encoder one", "encoder two"}
+    assert names(ready(study(), {})) == first
+    told: dict[str, dict[str, Any]] = {"base": {}, "encoder one": {}}
+    assert {name for name in names(ready(study(), told)) if name not in first} == {
+        "one/unadapted-0.0001-seed0 test-rank+test-free",
+        *tuned("one", "lora", {1e-3: 0, 3e-3: 0}),
+        *tuned("one", "ilora", {1e-3: 0, 3e-3: 0}),
+    }
+    assert names(ready(study(), {"base": {FAILED: "no disk"}, "encoder one": {}})) == first
+
+
+@pytest.mark.parametrize(
+    ("figures", "rate"),
+    [({1e-3: 0.2, 3e-3: 0.3}, "0.003"), ({1e-3: 0.2, 3e-3: 0.2}, "0.001"),
+     ({1e-3: 0.2, 3e-3: None}, "0.001")],
+)  # fmt: skip
+def test_only_the_rate_chosen_on_validation_gets_other_seeds_and_test_users(
+    figures: dict[float, float | None], rate: str
+) -> None:
+    told = {"base": {}, "encoder two": {}} | tuned("two", "ilora", figures)
+    tested = {name for name in names(ready(study(), told)) if name.endswith("test-free")}
+    variants = ["ilora", "ilora-2experts", "ilora-8experts"]
+    assert tested == {
+        "two/unadapted-0.0001-seed0 test-rank+test-free",
+        *(f"two/{v}-{rate}-seed{seed} test-rank+test-free" for v in variants for seed in (0, 1)),
+    }
+
+
+def test_a_single_run_needs_the_language_model_its_encoder_and_nothing_else() -> None:
+    own = study()
+    row = all_rows(own)["one/ilora-uniform-0.001-seed0"]
+    assert names(ready_rows(own, [row], {})) == {"base", "encoder one"}
+    tasks = ready_rows(own, [row], {"base": {}, "encoder one": {}})
+    assert [task.arguments[1:] for task in tasks][2:] == [(row, ("val-rank", *TEST))]
+
+
+def double(number: int) -> dict[str, Any]:
+    if number < 0:
+        raise InputError("number: it is negative; give another")
+    return {"told": 2 * number}
+
+
+def die() -> dict[str, Any]:
+    raise SystemExit(3)
+
+
+def test_tasks_follow_from_results_and_a_failed_one_stops_no_other(tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    def ready_tasks(results: Any) -> list[Task]:
+        tasks = [
+            Task(0, "bad", double, (-1,)),
+            Task(0, "dead", die, ()),
+            Task(1, "a", double, (2,)),
+        ]
+        if "a" in results:
+            tasks.append(Task(2, "b", double, (results["a"]["told"],)))
+        return tasks
+
+    told = work(ready_tasks, gpus=[None], jobs=1, logs=tmp_path, tell=lines.append)
+    assert told["b"] == {"told": 8}
+    assert told["bad"] == {FAILED: "number: it is negative; give another"}
+    assert "its process ended" in told["dead"][FAILED]
+    assert len(lines) == 4
+
+
+def test_tables_go_between_their_markers_and_the_rest_of_the_page_stays(tmp_path: Path) -> None:
+    rank = {
+        MEASURE: 0.25,
+        "ci95": [0.2, 0.3],
+        "n": 1000,
+        "sd": 0.01,
+        "seeds": {"0": 0.24, "1": 0.26},
+    }
+    row = {"name": "ilora", "learning_rate": 1e-3, "rank": rank, "free": rank | {"valid_ratio": 1.0},
+           "runs": ["one/ilora-0.001-seed0"], "seconds": [61.2]}  # fmt: skip
+    rows = [{"name": "random", "rank": {MEASURE: 0.05}}, {"name": "popularity", "rank": rank}, row]
+    comparison = {"first": "ilora", "second": "lora", "n": 1000, "difference": 0.05,
+                  "ci95": [0.01, 0.09], "mcnemar_p": None,
+                  "permutation_p": 0.00001, "holm": 0.02}  # fmt: skip
+    table = {
+        "settings": study().settings.model_dump(mode="json"),
+        "base": {"num_parameters": 10, "vocab_size": 5, "pretraining": None,
+                 "folders": [{"name": "old"}]},
+        "versions": {"torch": "2"},
+        "devices": ["cpu"],
+        "data": {"one": {"rows": rows, "tuning": {"ilora": {"0.001": 0.5}}, "chosen": {"ilora": 1e-3}}},
+        "parts": {},
+        "comparisons": {"iLoRA and LoRA": [comparison]},
+    }  # fmt: skip
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- begin main -->\nold\n<!-- end main -->\nafter\n")
+    write_into(page, table)
+    text = page.read_text()
+    assert text.startswith("before\n<!-- begin main -->\n**one**, n = 1,000")
+    assert text.endswith("<!-- end main -->\nafter\n")
+    assert ".250 [.200, .300]" in text
+    assert "1.000" in text
+    assert "old" not in text
+    assert "**.500**" in blocks(table)["tuning"]
+    assert "< .0001 | 0.0200" in blocks(table)["tests"]
+    page.write_text("nothing")
+    with pytest.raises(InputError, match="no lines"):
+        write_into(page, table)
