@@ -218,7 +218,9 @@ class ILoRARecommender(nn.Module):
         }
         greedy = options.keys() == {"max_new_tokens"} and options["max_new_tokens"] >= 1
         if greedy and not self.training and can_capture(self.llm):
-            return self.generate_in_steps(**inputs, **options, captured=True)
+            return self.generate_in_steps(
+                **inputs, max_new_tokens=options["max_new_tokens"], captured=True
+            )
         return self.llm.generate(**inputs, **{"do_sample": False, **options})
 
     @torch.inference_mode()
