@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig, StaticCache
 
 LENGTH_STEP = 128  # maximal lengths are multiples of it, so that similar prompts share a graph
 CHECK_EVERY = 8  # tokens between two looks at whether all rows have ended; a look waits for the GPU
-MOST_DECODERS = 4  # each holds a cache of keys and values
+MOST_PLACES = 2**15  # of all caches kept, in tokens: 16 GiB of a Llama 2 7B in 16 bits
 
 Forward = Callable[..., Any]  # as a causal model of transformers: keywords in, .logits out
 
@@ -190,16 +190,16 @@ class GraphDecoder:
 
 
 class GraphDecoders:
-    """The decoders of one model, by batch size and length; the latest few are kept."""
+    """The decoders of one model, by batch size and length; the latest are kept, as memory permits."""
 
     def __init__(self) -> None:
-        self._decoders: OrderedDict[Hashable, GraphDecoder] = OrderedDict()
+        self._decoders: OrderedDict[tuple[int, int], GraphDecoder] = OrderedDict()
         self._model: Hashable = None
 
     def get(
-        self, model: Hashable, key: Hashable, build: Callable[[], GraphDecoder]
+        self, model: Hashable, batch_size: int, length: int, build: Callable[[], GraphDecoder]
     ) -> GraphDecoder:
-        """The decoder for ``key``, built if there is none.
+        """The decoder for these sizes, built if there is none; the oldest go where they are too many.
 
         Args:
             model: what a graph has fixed of the model (see :func:`fixed_of`); when it changes, all go.
@@ -207,12 +207,16 @@ class GraphDecoders:
         if model != self._model:
             self._decoders.clear()
             self._model = model
+        key = (batch_size, length)
         if key not in self._decoders:
-            while len(self._decoders) >= MOST_DECODERS:
+            while self._decoders and self._places() + batch_size * length > MOST_PLACES:
                 self._decoders.popitem(last=False)
             self._decoders[key] = build()
         self._decoders.move_to_end(key)
         return self._decoders[key]
+
+    def _places(self) -> int:
+        return sum(batch_size * length for batch_size, length in self._decoders)
 
     def clear(self) -> None:
         """Free the caches and graphs."""
@@ -239,11 +243,13 @@ def rounded_length(tokens: int) -> int:
 def can_capture(llm: Any) -> bool:
     """Whether a step of this language model reads nothing but tensors that stay where they are."""
     config = llm.config
-    sliding = getattr(config, "layer_types", None) or ["full_attention"]
+    kinds = getattr(config, "layer_types", None) or ["full_attention"]
+    rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     return (
         llm.device.type == "cuda"
         and bool(getattr(llm, "_can_compile_fullgraph", False))
         and config._attn_implementation == "sdpa"
-        and all(kind == "full_attention" for kind in sliding)
+        and all(kind == "full_attention" for kind in kinds)
+        and rotation not in ("dynamic", "longrope")  # these look at positions on the host
         and all(parameter.device == llm.device for parameter in llm.parameters())
     )

@@ -99,9 +99,14 @@ class ILoRARecommender(nn.Module):
             self.requires_grad_(False)
 
     def train(self, mode: bool = True) -> ILoRARecommender:
-        """As usual, but the frozen encoder stays in eval mode: its dropout is not for us."""
+        """As usual, but the frozen encoder stays in eval mode: its dropout is not for us.
+
+        Training also frees what ``generate`` keeps on the GPU.
+        """
         super().train(mode)
         self.encoder.eval()
+        if mode:
+            self._decoders.clear()
         return self
 
     def gates(self, histories: Tensor) -> Tensor:
@@ -261,8 +266,8 @@ class ILoRARecommender(nn.Module):
             for layer in self.llm.modules()
             if isinstance(layer, ILoraLinear)
         ]
-        fixed = fixed_of(self.llm, requested(), *adapters, eos, pad)
-        decoder = self._decoders.get(fixed, (batch_size, length, captured), build)
+        fixed = fixed_of(self.llm, requested(), *adapters, eos, pad, captured)
+        decoder = self._decoders.get(fixed, batch_size, length, build)
         return decoder(inputs_embeds, attention_mask, max_new_tokens, gates=gates)
 
     @torch.inference_mode()

@@ -20,7 +20,7 @@ from transformers import (
 
 from ilora.config import AdapterSettings
 from ilora.encoders import load_encoder
-from ilora.graph_decoding import MOST_DECODERS, GraphDecoder, GraphDecoders, can_capture
+from ilora.graph_decoding import MOST_PLACES, GraphDecoder, GraphDecoders, can_capture
 from ilora.model import ILoRARecommender
 from tests.ilora.tiny_world import World, load_tokenizer, stir
 
@@ -120,14 +120,33 @@ def test_new_weights_and_new_users_show_at_once(world: World) -> None:
         assert torch.equal(in_steps(model, batch, 8), model.generate(batch, max_new_tokens=8))
 
 
-def test_only_the_latest_decoders_are_kept() -> None:
+def test_the_latest_decoders_are_kept_as_memory_permits() -> None:
     decoders, built = GraphDecoders(), []
-    for key in [*range(MOST_DECODERS + 1), 1, 0]:
-        decoders.get("model", key, lambda key=key: built.append(key))  # type: ignore[arg-type,misc]
-    assert built == [*range(MOST_DECODERS + 1), 0]
-    decoders.get("other weights", 1, lambda: built.append("new"))  # type: ignore[arg-type]
-    assert built[-1] == "new"
+
+    def asked(batch_size: int, model: str = "model") -> None:
+        decoders.get(model, batch_size, MOST_PLACES // 8, lambda: built.append(batch_size))  # type: ignore[arg-type,return-value]
+
+    for batch_size in (1, 2, 3, 1):  # together six eighths
+        asked(batch_size)
+    assert built == [1, 2, 3]
+    asked(4)  # 2 and 3 are the oldest
+    asked(1)
+    asked(2)
+    assert built == [1, 2, 3, 4, 2]
+    asked(9)  # too large to keep anything beside it, and kept all the same
+    asked(9)
+    assert built == [1, 2, 3, 4, 2, 9]
+    asked(9, "other weights")
+    assert built == [1, 2, 3, 4, 2, 9, 9]
     assert not copy.deepcopy(decoders)._decoders
+
+
+def test_training_frees_what_generation_keeps(world: World) -> None:
+    model = recommender(world, "llama")
+    in_steps(model, prompts(world, model, 2), 3)
+    assert model._decoders._decoders
+    model.train()
+    assert not model._decoders._decoders
 
 
 def test_a_cpu_captures_nothing(world: World) -> None:

@@ -53,7 +53,7 @@ def decode_split_kernel(
     a_ref,  # [R, K], descriptor or pointer
     w_ptr,  # [N, K]
     a_ptr,  # [R, K]
-    partial_ptr,  # [SPLITS, N + R, T]: first the rows of W, then those of A
+    partial_ptr,  # [SPLITS, N + R, PITCH]: first the rows of W, then those of A
     T,
     N,
     K,
@@ -65,6 +65,7 @@ def decode_split_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PITCH: tl.constexpr,
     SPLITS: tl.constexpr,
     PREFETCH: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
@@ -76,7 +77,7 @@ def decode_split_kernel(
     steps = tl.cdiv(K, BLOCK_K)
     begin, end = split * steps // SPLITS, (split + 1) * steps // SPLITS
     t = tl.arange(0, BLOCK_T)
-    out_ptr = partial_ptr + split * (N + R) * T
+    out_ptr = partial_ptr + split * (N + R) * PITCH
     if tile == 0:  # the rows of A
         begin_early(a_ptr, a_stride, 0, R, begin * BLOCK_K, K, BLOCK_R, PREFETCH, OVERLAP)
         xa = split_sum(
@@ -84,8 +85,8 @@ def decode_split_kernel(
             begin, end, BLOCK_R, BLOCK_T, BLOCK_K, DESCRIPTORS, False,
         )  # fmt: skip
         j = tl.arange(0, BLOCK_R)
-        in_rank = (j < R)[:, None] & (t < T)[None, :]
-        tl.store(out_ptr + ((N + j[:, None]) * T + t[None, :]), xa, mask=in_rank)
+        in_rank = (j < R)[:, None] & (t < PITCH)[None, :]
+        tl.store(out_ptr + ((N + j[:, None]) * PITCH + t[None, :]), xa, mask=in_rank)
     else:
         row = (tile - 1) * BLOCK_N
         begin_early(w_ptr, w_stride, row, N, begin * BLOCK_K, K, BLOCK_N, PREFETCH, OVERLAP)
@@ -94,13 +95,13 @@ def decode_split_kernel(
             begin, end, BLOCK_N, BLOCK_T, BLOCK_K, DESCRIPTORS, True,
         )  # fmt: skip
         n = row + tl.arange(0, BLOCK_N)
-        in_y = (n < N)[:, None] & (t < T)[None, :]
-        tl.store(out_ptr + (n[:, None] * T + t[None, :]), y, mask=in_y)
+        in_y = (n < N)[:, None] & (t < PITCH)[None, :]
+        tl.store(out_ptr + (n[:, None] * PITCH + t[None, :]), y, mask=in_y)
 
 
 @triton.jit(do_not_specialize=("T", "N", "num_gates", "rows_per_gate", "b_stride"))
 def decode_finish_kernel(
-    partial_ptr,  # [SPLITS, N + R, T]
+    partial_ptr,  # [SPLITS, N + R, PITCH]
     b_ptr,  # [N, R]
     gate_ptr,  # [G, E]
     cu_seqlens_ptr,  # [G + 1]
@@ -118,6 +119,7 @@ def decode_finish_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    PITCH: tl.constexpr,
     SPLITS: tl.constexpr,
     PACKED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -131,14 +133,14 @@ def decode_finish_kernel(
     n = column + tl.arange(0, BLOCK_N)
     j = tl.arange(0, BLOCK_R)
     t = first_token + tl.arange(0, BLOCK_T)
-    in_y = (n < N)[:, None] & (t < T)[None, :]
-    in_rank = (j < R)[:, None] & (t < T)[None, :]
+    in_y = (n < N)[:, None] & (t < PITCH)[None, :]
+    in_rank = (j < R)[:, None] & (t < PITCH)[None, :]
     y = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
     xa = tl.zeros((BLOCK_R, BLOCK_T), tl.float32)
     for split in tl.static_range(SPLITS):
-        part_ptr = partial_ptr + split * (N + R) * T
-        xa += tl.load(part_ptr + ((N + j[:, None]) * T + t[None, :]), mask=in_rank, other=0.0)
-        y += tl.load(part_ptr + (n[:, None] * T + t[None, :]), mask=in_y, other=0.0)
+        part_ptr = partial_ptr + split * (N + R) * PITCH
+        xa += tl.load(part_ptr + ((N + j[:, None]) * PITCH + t[None, :]), mask=in_rank, other=0.0)
+        y += tl.load(part_ptr + (n[:, None] * PITCH + t[None, :]), mask=in_y, other=0.0)
     write_rows(
         y, xa, column, first_token, factor, gate_ptr, cu_seqlens_ptr, bias_ptr, xa_ptr, y_ptr,
         T, N, num_gates, rows_per_gate, scaling,
@@ -161,9 +163,10 @@ def decode_split(
     (rows, depth), columns, rank = x.shape, y.shape[1], lora_A.shape[0]
     gate, cu_seqlens, rows_per_gate, scaling = gating
     device = current_device()
-    block_t, block_r = max(16, power_of_two(rows)), rank_block(rank)
+    pitch = power_of_two(rows)  # a row of the partial sums, so that it is stored in whole units
+    block_t, block_r = max(16, pitch), rank_block(rank)
     splits = decode_splits(columns, depth, config, multiprocessors(device))
-    partial = xa.new_empty((splits, columns + rank, rows))
+    partial = xa.new_empty((splits, columns + rank, pitch))
     copied = config.copy_engine and has_copy_engine(device)
     overlap = can_overlap(device)
 
@@ -193,6 +196,7 @@ def decode_split(
             "BLOCK_N": config.block_n,
             "BLOCK_T": block_t,
             "BLOCK_K": config.block_k,
+            "PITCH": pitch,
             "SPLITS": splits,
             "PREFETCH": config.prefetch,
             "DESCRIPTORS": copied,
@@ -227,6 +231,7 @@ def decode_split(
             "BLOCK_R": block_r,
             "BLOCK_N": _FINISH_N,
             "BLOCK_T": finish_t,
+            "PITCH": pitch,
             "SPLITS": splits,
             "PACKED": cu_seqlens is not None,
             "HAS_BIAS": bias is not None,
