@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutput
 
+from ilora.cast_adapters import CastAdapters
 from ilora.config import AdapterSettings
 from ilora.data.catalog import Catalog
 from ilora.data.prompts import IGNORED_LABEL, PromptBuilder
@@ -251,7 +252,7 @@ class ILoRARecommender(nn.Module):
 
         def build() -> GraphDecoder:
             return GraphDecoder(
-                self.llm,
+                CastAdapters(self.llm),
                 self.llm.config,
                 batch_size,
                 length,

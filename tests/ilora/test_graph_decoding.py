@@ -18,6 +18,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from ilora.cast_adapters import CastAdapters
 from ilora.config import AdapterSettings
 from ilora.encoders import load_encoder
 from ilora.graph_decoding import MOST_PLACES, GraphDecoder, GraphDecoders, can_capture
@@ -118,6 +119,25 @@ def test_new_weights_and_new_users_show_at_once(world: World) -> None:
     assert torch.equal(in_steps(model, batch, 8), first)
     with model.llm.disable_adapter():
         assert torch.equal(in_steps(model, batch, 8), model.generate(batch, max_new_tokens=8))
+
+
+def test_experts_cast_once_give_the_bits_that_the_model_gives(world: World) -> None:
+    tokenizer = load_tokenizer(world.llm)
+    llm = language_model("llama", len(tokenizer)).bfloat16()
+    encoder = load_encoder(world.encoder)
+    model = stir(ILoRARecommender(llm, tokenizer, encoder, AdapterSettings())).eval()
+    experts = [p for name, p in model.llm.named_parameters() if "lora_B" in name]
+    assert {p.dtype for p in experts} == {torch.float32}
+    cast = CastAdapters(model.llm)
+    inputs = {"input_ids": torch.arange(12).reshape(2, 6), "gates": torch.rand(2, 4)}
+    seen = []
+    with torch.inference_mode():
+        for _ in range(2):
+            seen.append(model.llm(**inputs).logits)
+            assert torch.equal(cast(**inputs).logits, seen[-1])
+            experts[0].add_(1.0)  # training goes on in between
+    assert not torch.equal(*seen)
+    assert {p.dtype for p in experts} == {torch.float32}
 
 
 def test_the_latest_decoders_are_kept_as_memory_permits() -> None:
