@@ -42,9 +42,10 @@ def language_model(family: str, vocab_size: int) -> PreTrainedModel:
 
 def recommender(world: World, family: str, device: str = "cpu", **adapter: Any) -> ILoRARecommender:
     tokenizer = load_tokenizer(world.llm)
-    llm = language_model(family, len(tokenizer)).to(device)
+    llm = language_model(family, len(tokenizer))
     encoder = load_encoder(world.encoder)
-    return stir(ILoRARecommender(llm, tokenizer, encoder, AdapterSettings(**adapter))).eval()
+    model = stir(ILoRARecommender(llm, tokenizer, encoder, AdapterSettings(**adapter)))
+    return model.eval().to(device)
 
 
 def prompts(world: World, model: ILoRARecommender, count: int, first: int = 0) -> dict[str, Tensor]:
