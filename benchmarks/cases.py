@@ -21,19 +21,25 @@ PEFT = "PEFT LoRA"
 DELTA = "cuBLAS + delta"
 PEERS = (DELTA, EAGER, COMPILED, PEFT, REFERENCE)
 
-LINEAR, DELTA_ALONE, ONTO, LAYER, MODEL = (
+LINEAR, DELTA_ALONE, ONTO, LAYER, MODEL, DECODE, GENERATE = (
     "gated_lora_linear",
     "gated_lora",
     "onto",
     "decoder_layer",
     "model",
+    "decode",
+    "generate",
 )
+EAGERLY, IN_GRAPH = "eager", "CUDA graph"
 
 # Llama 2 7B: attention, gate and up, down; and a feed-forward layer of newer models.
 SHAPES: tuple[Shape, ...] = ((4096, 4096), (11008, 4096), (4096, 11008), (14336, 4096))
 NARROW: Shape = (1024, 4096)  # keys and values where queries share them
 TOKENS = (1024, 2048, 4096, 8192, 16384)
 PEER_TOKENS = (2048, 4096, 16384)
+DECODE_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)  # one token each, and each with a gate of its own
+DECODE_LAYERS = 16  # distinct weights, one after another: more than any cache holds
+GENERATE_ROWS = (1, 8, 64)
 DROPOUT = 0.1
 ANSWER_TOKENS = 32  # of each row; a recommender learns on the answer, and has logits for no more
 
@@ -43,13 +49,14 @@ class Case:
     """One call to measure.
 
     Attributes:
-        op: ``gated_lora_linear``, ``gated_lora``, ``onto``, ``decoder_layer`` or ``model``.
+        op: ``gated_lora_linear``, ``gated_lora``, ``onto``, ``decoder_layer``, ``model``, ``decode``
+            (linear layers one after another, a token a row) or ``generate`` (whole answers).
         mode: ``forward`` without gradients, or ``forward+backward``.
         tokens, rank, experts, instances: T, R, K and B.
         gate: ``batched`` ([B, K]), ``packed`` ([B, K] with sequences of mixed length) or ``token``.
         backend: ``torch``, ``triton`` or one of ``PEERS``.
         launch: ``eager``, ``torch.compile`` or ``CUDA graph``.
-        layers: decoder layers of a ``model``.
+        layers: decoder layers of a ``model`` or of what generates; linear layers of ``decode``.
         checkpointing: whether the backward pass of a ``model`` recomputes each layer.
     """
 
@@ -72,7 +79,7 @@ class Case:
     @property
     def baseline(self) -> tuple[object, ...]:
         """What two cases have in common if the same frozen call is their yardstick."""
-        op = self.op if self.op in (LAYER, MODEL) else "linear"
+        op = self.op if self.op in (LAYER, MODEL, DECODE, GENERATE) else "linear"
         shape = (self.d_out, self.d_in, self.tokens, self.instances)
         return (op, self.mode, self.dtype, self.layers, self.checkpointing, *shape)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from benchmarks.cases import LAYER, MODEL, ONTO, Case
+from benchmarks.cases import DECODE, GENERATE, LAYER, LINEAR, MODEL, ONTO, Case
 from benchmarks.contest import Result, Results
 from benchmarks.models import model_flop
 from benchmarks.problems import necessary_bytes, necessary_flop
+from benchmarks.serving import NEW_TOKENS
 from benchmarks.timing import median_of_ratios, ratio_of_medians
 
 
@@ -15,7 +17,8 @@ def record(suite: str, case: Case, result: Result, results: Results) -> dict[str
     """All that the reports need: what was measured, of what, and against what.
 
     Args:
-        suite: the file that the case is in: ``linear``, ``variants``, ``peers``, ``overhead``, ``model``.
+        suite: the file that the case is in: ``linear``, ``variants``, ``peers``, ``overhead``, ``model``,
+            ``decode``, ``generate``.
 
     Keys that need explaining:
         device_us: median over the rounds; ``p20_us`` and ``p80_us`` are the spread.
@@ -27,6 +30,8 @@ def record(suite: str, case: Case, result: Result, results: Results) -> dict[str
         first_call_s: the first call of the process, with whatever was compiled for it.
         enqueued_ahead: share of the rounds whose launching the device did not wait for.
         copy_share: ``gb_per_s`` over that of a plain copy in the same rounds.
+        frozen_copy_share: the same of the frozen layers, which move no adapter.
+        tokens_per_s: new tokens of all rows over the median, the prompt's pass included.
     """
     timing, frozen = result.timing, results.frozen
     seconds = timing.median_us / 1e6
@@ -42,8 +47,8 @@ def record(suite: str, case: Case, result: Result, results: Results) -> dict[str
         "ratio": ratio_of_medians(timing, frozen.timing),
         "ratio_of_rounds": median_of_ratios(timing, frozen.timing),
         "rounds": len(timing.device_us),
-        "tflops": _flop(case) / seconds / 1e12,
-        "gb_per_s": None if _is_model(case) else necessary_bytes(case) / seconds / 1e9,
+        "tflops": None if case.op == GENERATE else _flop(case) / seconds / 1e12,
+        "gb_per_s": None if _is_model(case) else _bytes(case) / seconds / 1e9,
         "peak_mib": result.peak_mib,
         "frozen_peak_mib": frozen.peak_mib,
         "peak_ratio": _over(result.peak_mib, frozen.peak_mib),
@@ -52,7 +57,8 @@ def record(suite: str, case: Case, result: Result, results: Results) -> dict[str
         "first_call_s": result.first_call_s,
         "enqueued_ahead": timing.ahead,
         "frozen_enqueued_ahead": frozen.timing.ahead,
-        **_copy(case, results.copy_gb_per_s, seconds),
+        **_copy(case, results.copy_gb_per_s, seconds, frozen.timing.median_us / 1e6),
+        **_tokens_per_s(case, seconds, frozen.timing.median_us / 1e6),
     }
     return {name: _rounded(value) for name, value in found.items()}
 
@@ -65,23 +71,44 @@ def _rounded(value: Any) -> Any:
 def _what(case: Case) -> dict[str, Any]:
     known = dict(vars(case))
     letters = {"tokens": "T", "rank": "R", "experts": "K", "instances": "B"}
-    model_only = () if _is_model(case) else ("layers", "checkpointing")
+    in_layers = _is_model(case) or case.op == DECODE
+    model_only = () if in_layers else ("layers", "checkpointing")
     return {letters.get(name, name): known[name] for name in known if name not in model_only}
 
 
-def _copy(case: Case, gb_per_s: float | None, seconds: float) -> dict[str, Any]:
-    if case.op != ONTO or gb_per_s is None:
+def _copy(
+    case: Case, gb_per_s: float | None, seconds: float, frozen_seconds: float
+) -> dict[str, Any]:
+    if case.op not in (ONTO, DECODE) or gb_per_s is None:
         return {}
-    share = necessary_bytes(case) / seconds / 1e9 / gb_per_s
-    return {"copy_gb_per_s": gb_per_s, "copy_share": share}
+    found = {"copy_gb_per_s": gb_per_s, "copy_share": _bytes(case) / seconds / 1e9 / gb_per_s}
+    if case.op == DECODE:
+        frozen_bytes = _bytes(replace(case, rank=0))
+        found["frozen_copy_share"] = frozen_bytes / frozen_seconds / 1e9 / gb_per_s
+    return found
+
+
+def _tokens_per_s(case: Case, seconds: float, frozen_seconds: float) -> dict[str, Any]:
+    if case.op != GENERATE:
+        return {}
+    tokens = case.tokens * NEW_TOKENS
+    return {"tokens_per_s": tokens / seconds, "frozen_tokens_per_s": tokens / frozen_seconds}
 
 
 def _flop(case: Case) -> float:
+    if case.op == DECODE:
+        return case.layers * necessary_flop(replace(case, op=LINEAR))
     return model_flop(case) if _is_model(case) else necessary_flop(case)
 
 
+def _bytes(case: Case) -> float:
+    if case.op == DECODE:
+        return case.layers * necessary_bytes(replace(case, op=LINEAR))
+    return necessary_bytes(case)
+
+
 def _is_model(case: Case) -> bool:
-    return case.op in (LAYER, MODEL)
+    return case.op in (LAYER, MODEL, GENERATE)
 
 
 def _over(value: float | None, yardstick: float | None) -> float | None:

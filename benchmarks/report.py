@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.plots import draw_peers, draw_ratios
 from benchmarks.results import Line, read_results
+from benchmarks.serving_tables import SERVING_BLOCKS
 from benchmarks.tables import BLOCKS
 from ilora.errors import InputError
 from ilora.files import atomic_file
@@ -97,7 +98,7 @@ def filled(text: str, blocks: Mapping[str, str]) -> tuple[str, list[str]]:
 
 def _blocks(lines: Sequence[Line], folder: Path, beside: Path) -> dict[str, str]:
     blocks = {}
-    for name, make in BLOCKS.items():
+    for name, make in (BLOCKS | SERVING_BLOCKS).items():
         block = make(lines)
         if block is None:
             continue

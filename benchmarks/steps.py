@@ -13,6 +13,7 @@ from torch import Tensor
 from benchmarks import baselines
 from benchmarks.cases import (
     COMPILED,
+    DECODE,
     DELTA,
     DELTA_ALONE,
     EAGER,
@@ -133,4 +134,4 @@ def function_of(case: Case, problem: Problem) -> Function:
         DELTA_ALONE: lambda: gated_lora(x, A, B, gate, **peer, **packed),
         ONTO: lambda: gated_lora_onto(problem.base, x, A, B, gate, **peer, **packed),
     }
-    return forms[case.op]
+    return forms[LINEAR if case.op == DECODE else case.op]

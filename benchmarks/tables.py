@@ -59,38 +59,38 @@ PEER_WAYS = (
 
 def linear(lines: Sequence[Line]) -> str | None:
     """Ratios to the frozen layer at every shape and T, and their geometric means."""
-    chosen = _of_suite(lines, "linear")
-    tables = [_linear_table(backend, mine) for backend, mine in _by_backend(chosen).items()]
-    return _block(tables, chosen)
+    chosen = of_suite(lines, "linear")
+    tables = [_linear_table(backend, mine) for backend, mine in group_by_backend(chosen).items()]
+    return block(tables, chosen)
 
 
 def variants(lines: Sequence[Line]) -> str | None:
     """Ranks, experts and gate forms: ratios, and differences to the ordinary form, same rounds."""
-    chosen = [line for line in _of_suite(lines, "variants") if line["op"] == LINEAR]
+    chosen = [line for line in of_suite(lines, "variants") if line["op"] == LINEAR]
     tables = []
-    for backend, mine in _by_backend(chosen).items():
+    for backend, mine in group_by_backend(chosen).items():
         tables += [_variants_summary(backend, mine)]
         tables += [_variants_at_places(mine, way) for way in WAYS[:2]]
-    return _block(tables, chosen)
+    return block(tables, chosen)
 
 
 def onto(lines: Sequence[Line]) -> str | None:
     """The update onto a given base, against the bandwidth of a copy in the same rounds."""
-    chosen = [line for line in _of_suite(lines, "variants") if line["op"] in (ONTO, DELTA_ALONE)]
+    chosen = [line for line in of_suite(lines, "variants") if line["op"] in (ONTO, DELTA_ALONE)]
     heads = ["d_out×d_in", "T", "what", "mode", "µs", "GB/s", "copy GB/s", "share of the copy"]
     rows = [
         [
-            *_place_cells(line.place),
+            *place_cells(line.place),
             "onto a base" if line["op"] == ONTO else "alone",
             line["mode"].replace("+", " + "),
             _us(line["device_us"]),
             f"{line['gb_per_s']:,.0f}",
-            _number(line.get("copy_gb_per_s"), ",.0f"),
-            _number(line.get("copy_share"), ".2f"),
+            number_cell(line.get("copy_gb_per_s"), ",.0f"),
+            number_cell(line.get("copy_share"), ".2f"),
         ]
         for line in sorted(chosen, key=lambda line: (line["op"] != ONTO, line["mode"]))
     ]
-    return _block([_table(heads, rows, text=4)], chosen) if rows else None
+    return block([markdown_table(heads, rows, text=4)], chosen) if rows else None
 
 
 def peers(lines: Sequence[Line]) -> str | None:
@@ -98,20 +98,22 @@ def peers(lines: Sequence[Line]) -> str | None:
     means = peer_means(lines)
     if not means:
         return None
-    chosen = _common_places(_of_suite(lines, "peers"))
+    chosen = _common_places(of_suite(lines, "peers"))
     heads = ["over the frozen layer", *(way.title for way in PEER_WAYS)]
     heads += ["peak memory, forward + backward", "with dropout"]
-    rows = [[backend, *(_ratio(value) for value in values)] for backend, values in means.items()]
+    rows = [
+        [backend, *(ratio_cell(value) for value in values)] for backend, values in means.items()
+    ]
     places = sorted({line.place for line in chosen})
     shapes = sorted({f"{d_out}×{d_in}" for d_out, d_in, _ in places})
     tokens = sorted({t for *_, t in places})
     over = f"Geometric means over {', '.join(shapes)} and T = {', '.join(map(str, tokens))}."
-    return _block([_table(heads, rows, text=1), over], chosen)
+    return block([markdown_table(heads, rows, text=1), over], chosen)
 
 
 def peer_means(lines: Sequence[Line]) -> dict[str, list[float | None]]:
     """Backend -> mean ratios: the time of each of ``PEER_WAYS``, the peak memory of its two trainings."""
-    chosen = _common_places(_of_suite(lines, "peers"))
+    chosen = _common_places(of_suite(lines, "peers"))
     return {
         backend: [
             *(_mean(line["ratio"] for line in mine if way.has(line)) for way in PEER_WAYS),
@@ -120,31 +122,31 @@ def peer_means(lines: Sequence[Line]) -> dict[str, list[float | None]]:
                 for way in (PEER_WAYS[1], PEER_WAYS[3])
             ),
         ]
-        for backend, mine in _by_backend(chosen).items()
+        for backend, mine in group_by_backend(chosen).items()
     }
 
 
 def floor(lines: Sequence[Line]) -> str | None:
     """The fused layer's time over that of the vendor's product and the update onto it."""
-    chosen = _of_suite(lines, "peers")
+    chosen = of_suite(lines, "peers")
     deltas = {_key(line): line for line in chosen if line["backend"] == DELTA}
     tables, used = [], []
-    for backend, mine in _by_backend(chosen).items():
+    for backend, mine in group_by_backend(chosen).items():
         if backend in PEERS:
             continue
         rows = []
-        for place, at_place in _by_place(mine).items():
+        for place, at_place in group_by_place(mine).items():
             pairs = [_pair(at_place, way, deltas) for way in PEER_WAYS]
-            rows.append([*_place_cells(place), *(_ratio(_over(*pair)) for pair in pairs)])
+            rows.append([*place_cells(place), *(ratio_cell(_over(*pair)) for pair in pairs)])
             used += [line for pair in pairs for line in pair if line is not None]
         heads = [f"{backend} / {DELTA}", "T", *(way.title for way in PEER_WAYS)]
-        tables.append(_table(heads, rows, text=1))
-    return _block(tables, used) if used else None
+        tables.append(markdown_table(heads, rows, text=1))
+    return block(tables, used) if used else None
 
 
 def overhead(lines: Sequence[Line]) -> str | None:
     """What a call costs the CPU, and what the device takes, on a layer that is tiny."""
-    chosen = _of_suite(lines, "overhead")
+    chosen = of_suite(lines, "overhead")
     if not chosen:
         return None
     heads = ["microseconds, CPU", "launched", *(way.title for way in WAYS)]
@@ -154,15 +156,15 @@ def overhead(lines: Sequence[Line]) -> str | None:
         chosen, lambda line: (str(line["backend"]), str(line["launch"]))
     ):
         found = [_only(mine, way) for way in WAYS]
-        cells = [_number(_value(line, "cpu_us"), ".0f") for line in found]
-        cells += [_number(_value(line, "device_us"), ".1f") for line in found]
+        cells = [number_cell(_value(line, "cpu_us"), ".0f") for line in found]
+        cells += [number_cell(_value(line, "device_us"), ".1f") for line in found]
         rows.append([backend, launch, *cells])
-    return _block([_table(heads, rows, text=2), *_slowest_first_call(lines)], chosen)
+    return block([markdown_table(heads, rows, text=2), *_slowest_first_call(lines)], chosen)
 
 
 def model(lines: Sequence[Line]) -> str | None:
     """A training step of a decoder layer and of a whole model."""
-    chosen = _of_suite(lines, "model")
+    chosen = of_suite(lines, "model")
     heads = ["a training step of", "with", "ms", "over frozen", "peak above inputs, GiB"]
     heads += ["over frozen"]
     rows = []
@@ -178,7 +180,7 @@ def model(lines: Sequence[Line]) -> str | None:
     if not rows:
         return None
     note = _model_note(chosen)
-    return _block([_table(heads, rows, text=2), note], chosen)
+    return block([markdown_table(heads, rows, text=2), note], chosen)
 
 
 BLOCKS: dict[str, Callable[[Sequence[Line]], str | None]] = {
@@ -195,7 +197,7 @@ BLOCKS: dict[str, Callable[[Sequence[Line]], str | None]] = {
 def _linear_table(backend: str, lines: Sequence[Line]) -> str:
     heads = [f"{backend} / frozen", "T", *(way.title for way in WAYS), "peak memory, training"]
     heads += ["frozen µs, forward", "training", "TFLOP/s, forward", "training"]
-    by_place = _by_place(lines)
+    by_place = group_by_place(lines)
     usual = {place: mine for place, mine in by_place.items() if not is_narrow(*place[:2])}
     narrow = {place: mine for place, mine in by_place.items() if place not in usual}
     rows = [_linear_row(place, mine) for place, mine in usual.items()]
@@ -205,21 +207,21 @@ def _linear_table(backend: str, lines: Sequence[Line]) -> str:
     ):
         rows += _linear_means(title, [line for p in usual if belongs(p) for line in usual[p]])
     rows += [_linear_row(place, mine) for place, mine in narrow.items()]
-    return _table(heads, rows, text=1) + "\n\n" + _spread(lines)
+    return markdown_table(heads, rows, text=1) + "\n\n" + _spread(lines)
 
 
 def _linear_row(place: Place, lines: Sequence[Line]) -> list[str]:
     forward, training, dropped = (_only(lines, way) for way in WAYS)
     return [
-        *_place_cells(place),
-        _ratio(_value(forward, "ratio")),
-        _ratio(_value(training, "ratio")),
-        _ratio(_value(dropped, "ratio")),
-        _ratio(_value(training, "peak_ratio")),
+        *place_cells(place),
+        ratio_cell(_value(forward, "ratio")),
+        ratio_cell(_value(training, "ratio")),
+        ratio_cell(_value(dropped, "ratio")),
+        ratio_cell(_value(training, "peak_ratio")),
         _us(_value(forward, "frozen_us")),
         _us(_value(training, "frozen_us")),
-        _number(_value(forward, "tflops"), ".0f"),
-        _number(_value(training, "tflops"), ".0f"),
+        number_cell(_value(forward, "tflops"), ".0f"),
+        number_cell(_value(training, "tflops"), ".0f"),
     ]
 
 
@@ -231,7 +233,7 @@ def _linear_means(title: str, lines: Sequence[Line]) -> list[list[str]]:
     peaks = [line["peak_ratio"] for line in lines if WAYS[1].has(line) and line["peak_ratio"]]
     rows = []
     for name, summary in (("geometric mean", _mean), ("largest", _largest)):
-        cells = [_ratio(summary(values)) for values in (*ratios, peaks)]
+        cells = [ratio_cell(summary(values)) for values in (*ratios, peaks)]
         rows.append([f"**{name}, {title}**", "", *cells, "", "", "", ""])
     return rows
 
@@ -261,20 +263,20 @@ def _variants_summary(backend: str, lines: Sequence[Line]) -> str:
         pairs = [(line["ratio"], ordinary.get(_key(line))) for line in mine]
         differences = [mine - other for mine, other in pairs if other is not None]
         mean = sum(differences) / len(differences) if differences else None
-        cells = [_ratio(_mean(ratios)), _ratio(_largest(ratios))]
-        cells += [_number(mean, "+.3f"), _number(_largest(differences), "+.3f")]
+        cells = [ratio_cell(_mean(ratios)), ratio_cell(_largest(ratios))]
+        cells += [number_cell(mean, "+.3f"), number_cell(_largest(differences), "+.3f")]
         rows.append([variant, mode.replace("+", " + "), *cells])
-    return _table(heads, rows, text=2)
+    return markdown_table(heads, rows, text=2)
 
 
 def _variants_at_places(lines: Sequence[Line], way: Column) -> str:
     mine = [line for line in lines if way.has(line)]
     names = list(dict.fromkeys(_variant(line) for line in mine))
     rows = []
-    for place, at_place in _by_place(mine).items():
+    for place, at_place in group_by_place(mine).items():
         found = {_variant(line): line["ratio"] for line in at_place}
-        rows.append([*_place_cells(place), *(_ratio(found.get(name)) for name in names)])
-    return _table([way.title, "T", *names], rows, text=1)
+        rows.append([*place_cells(place), *(ratio_cell(found.get(name)) for name in names)])
+    return markdown_table([way.title, "T", *names], rows, text=1)
 
 
 def _variant(line: Line) -> str:
@@ -287,8 +289,8 @@ def _variant(line: Line) -> str:
 
 def _frozen_cells(lines: Sequence[Line]) -> list[str]:
     found = [_only(lines, way) for way in WAYS]
-    cells = [_number(_value(line, "frozen_cpu_us"), ".0f") for line in found]
-    return cells + [_number(_value(line, "frozen_us"), ".1f") for line in found]
+    cells = [number_cell(_value(line, "frozen_cpu_us"), ".0f") for line in found]
+    return cells + [number_cell(_value(line, "frozen_us"), ".1f") for line in found]
 
 
 def _slowest_first_call(lines: Sequence[Line]) -> list[str]:
@@ -305,7 +307,7 @@ def _slowest_first_call(lines: Sequence[Line]) -> list[str]:
 
 def _step_cells(us: float, ratio: float, mib: float | None, peak: float | None) -> list[str]:
     gib = None if mib is None else mib / 1024
-    return [f"{us / 1e3:,.2f}", _ratio(ratio), _number(gib, ".2f"), _ratio(peak)]
+    return [f"{us / 1e3:,.2f}", ratio_cell(ratio), number_cell(gib, ".2f"), ratio_cell(peak)]
 
 
 def _model_note(lines: Sequence[Line]) -> str:
@@ -323,22 +325,22 @@ def _model_note(lines: Sequence[Line]) -> str:
     return note
 
 
-def _of_suite(lines: Sequence[Line], suite: str) -> list[Line]:
+def of_suite(lines: Sequence[Line], suite: str) -> list[Line]:
     return [line for line in lines if line["suite"] == suite]
 
 
 def _common_places(lines: Sequence[Line]) -> list[Line]:
     """The lines at those shapes and T at which every backend was measured."""
-    places = [{line.place for line in mine} for mine in _by_backend(lines).values()]
+    places = [{line.place for line in mine} for mine in group_by_backend(lines).values()]
     common = set.intersection(*places) if places else set()
     return [line for line in lines if line.place in common]
 
 
-def _by_backend(lines: Sequence[Line]) -> dict[str, list[Line]]:
+def group_by_backend(lines: Sequence[Line]) -> dict[str, list[Line]]:
     return dict(_grouped(lines, lambda line: str(line["backend"])))
 
 
-def _by_place(lines: Sequence[Line]) -> dict[Place, list[Line]]:
+def group_by_place(lines: Sequence[Line]) -> dict[Place, list[Line]]:
     places = list(dict.fromkeys(line.place for line in lines))
     return {place: [line for line in lines if line.place == place] for place in places}
 
@@ -384,29 +386,29 @@ def _largest(values: Iterable[float]) -> float | None:
     return max(values, default=None)
 
 
-def _block(parts: Sequence[str], lines: Sequence[Line]) -> str | None:
+def block(parts: Sequence[str], lines: Sequence[Line]) -> str | None:
     runs = dict.fromkeys(str(line.run) for line in lines)
     return "\n\n".join([*parts, *runs]) if parts and lines else None
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, text: int) -> str:
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, text: int) -> str:
     """A table whose first ``text`` columns are words and whose others are numbers."""
     rule = ["---"] * text + ["---:"] * (len(heads) - text)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows))
 
 
-def _place_cells(place: Place) -> list[str]:
+def place_cells(place: Place) -> list[str]:
     d_out, d_in, tokens = place
     return [f"{d_out}×{d_in}", str(tokens)]
 
 
 def _us(value: float | None) -> str:
-    return _number(value, ",.0f" if value is not None and value >= 100 else ".1f")
+    return number_cell(value, ",.0f" if value is not None and value >= 100 else ".1f")
 
 
-def _ratio(value: float | None) -> str:
-    return _number(value, ".3f")
+def ratio_cell(value: float | None) -> str:
+    return number_cell(value, ".3f")
 
 
-def _number(value: float | None, form: str) -> str:
+def number_cell(value: float | None, form: str) -> str:
     return NOTHING if value is None else format(value, form)

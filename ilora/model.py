@@ -19,14 +19,23 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutput
 
+from ilora.cast_adapters import CastAdapters
 from ilora.config import AdapterSettings
 from ilora.data.catalog import Catalog
 from ilora.data.prompts import IGNORED_LABEL, PromptBuilder
 from ilora.encoders import SequenceEncoder
 from ilora.errors import InputError
 from ilora.gate import TokenCollapsedGate, build_gate
-from ilora.peft import ILoraConfig
+from ilora.graph_decoding import (
+    GraphDecoder,
+    GraphDecoders,
+    can_capture,
+    fixed_of,
+    rounded_length,
+)
+from ilora.peft import ILoraConfig, ILoraLinear
 from ilora.tokens import knows_placeholder, placeholder_id, prepare_tokenizer
+from ilora_kernels.backends import requested
 
 
 class ILoRARecommender(nn.Module):
@@ -69,6 +78,7 @@ class ILoRARecommender(nn.Module):
         self.tokenizer = prepare_tokenizer(tokenizer)
         self.placeholder_id = placeholder_id(tokenizer)
         self.adapter = adapter
+        self._decoders = GraphDecoders()
         llm.generation_config = plain_generation(self.tokenizer)
         self.llm = llm if isinstance(llm, PeftModel) else add_experts(llm, adapter)
         device, width = llm.device, llm.get_input_embeddings().weight.shape[1]
@@ -90,9 +100,14 @@ class ILoRARecommender(nn.Module):
             self.requires_grad_(False)
 
     def train(self, mode: bool = True) -> ILoRARecommender:
-        """As usual, but the frozen encoder stays in eval mode: its dropout is not for us."""
+        """As usual, but the frozen encoder stays in eval mode: its dropout is not for us.
+
+        Training also frees what ``generate`` keeps on the GPU.
+        """
         super().train(mode)
         self.encoder.eval()
+        if mode:
+            self._decoders.clear()
         return self
 
     def gates(self, histories: Tensor) -> Tensor:
@@ -190,6 +205,9 @@ class ILoRARecommender(nn.Module):
     def generate(self, batch: Mapping[str, Tensor], **options: Any) -> Tensor:
         """Continue left-padded prompts; greedy unless ``options`` say otherwise.
 
+        Greedy answers of a model in eval mode on a GPU come from a captured graph a token, for any mix
+        of users (:mod:`ilora.graph_decoding`); everything else from ``transformers``' ``generate``.
+
         Args:
             batch: ``input_ids``, ``attention_mask``, ``histories``, ``item_ids``.
             options: those of ``transformers``' ``generate``, such as ``max_new_tokens``.
@@ -199,12 +217,59 @@ class ILoRARecommender(nn.Module):
         """
         _require_left_padding(batch["attention_mask"])
         self.llm.generation_config = plain_generation(self.tokenizer)  # whatever was set since
-        return self.llm.generate(
-            inputs_embeds=self.embed(batch["input_ids"], batch["item_ids"]),
-            attention_mask=batch["attention_mask"],
-            gates=self.gates(batch["histories"]),
-            **{"do_sample": False, **options},
-        )
+        inputs = {
+            "inputs_embeds": self.embed(batch["input_ids"], batch["item_ids"]),
+            "attention_mask": batch["attention_mask"],
+            "gates": self.gates(batch["histories"]),
+        }
+        greedy = options.keys() == {"max_new_tokens"} and options["max_new_tokens"] >= 1
+        if greedy and not self.training and can_capture(self.llm):
+            return self.generate_in_steps(
+                **inputs, max_new_tokens=options["max_new_tokens"], captured=True
+            )
+        return self.llm.generate(**inputs, **{"do_sample": False, **options})
+
+    @torch.inference_mode()
+    def generate_in_steps(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        gates: Tensor,
+        max_new_tokens: int,
+        *,
+        captured: bool,
+    ) -> Tensor:
+        """The greedy loop of :class:`ilora.graph_decoding.GraphDecoder`; :meth:`generate` calls it.
+
+        Args:
+            inputs_embeds: ``[B, S, d]``, padded on the left as ``attention_mask`` ``[B, S]`` says.
+            gates: ``[B, K]``, or ``[B, layers, K]``.
+            captured: replay a CUDA graph; False runs the same steps one kernel after another.
+        """
+        batch_size, prompt = attention_mask.shape
+        length = rounded_length(prompt + max_new_tokens)
+        eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+
+        def build() -> GraphDecoder:
+            return GraphDecoder(
+                CastAdapters(self.llm),
+                self.llm.config,
+                batch_size,
+                length,
+                eos_token_id=eos,
+                pad_token_id=pad,
+                device=inputs_embeds.device,
+                captured=captured,
+            )
+
+        adapters = [
+            (*layer.active_adapters, layer.disable_adapters)
+            for layer in self.llm.modules()
+            if isinstance(layer, ILoraLinear)
+        ]
+        fixed = fixed_of(self.llm, requested(), *adapters, eos, pad, captured)
+        decoder = self._decoders.get(fixed, batch_size, length, build)
+        return decoder(inputs_embeds, attention_mask, max_new_tokens, gates=gates)
 
     @torch.inference_mode()
     def answer_log_probs(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -7,10 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench_linear, bench_model, bench_overhead, bench_peers, bench_variants
+from benchmarks import (
+    bench_decode,
+    bench_generate,
+    bench_linear,
+    bench_model,
+    bench_overhead,
+    bench_peers,
+    bench_variants,
+)
 from benchmarks.cases import DELTA, LAYER, MODEL, ONTO, PEERS, PEFT, REFERENCE, Case, plan_for
 from benchmarks.report import filled, main
 from benchmarks.results import geometric_mean, read_results
+from benchmarks.serving_tables import OUR_LOOP, SERVING_BLOCKS
 from benchmarks.tables import BLOCKS
 from ilora.errors import InputError
 from tests.benchmarks.made_up import Entry, write_results
@@ -22,7 +31,10 @@ SUITES = {
     "peers": bench_peers,
     "overhead": bench_overhead,
     "model": bench_model,
+    "decode": bench_decode,
+    "generate": bench_generate,
 }
+ALL_BLOCKS = BLOCKS | SERVING_BLOCKS
 RATIOS = {"triton": 1.25, DELTA: 1.5, REFERENCE: 3.0}  # the others: 2
 
 
@@ -35,7 +47,7 @@ def all_entries() -> list[Entry]:
 
 
 def block(name: str, entries: list[Entry], folder: Path) -> str:
-    text = BLOCKS[name](read_results([write_results(folder / "made-up.json", entries)]))
+    text = ALL_BLOCKS[name](read_results([write_results(folder / "made-up.json", entries)]))
     assert text is not None
     return text
 
@@ -53,7 +65,7 @@ def row_of(text: str, *first: str) -> list[str]:
 
 
 def test_every_table_is_rectangular_and_says_where_it_comes_from(tmp_path: Path) -> None:
-    for name in BLOCKS:
+    for name in ALL_BLOCKS:
         text = block(name, all_entries(), tmp_path)
         tables = [part for part in text.split("\n\n") if part.startswith("|")]
         assert tables, name
@@ -99,6 +111,27 @@ def test_the_update_onto_a_base_is_a_share_of_the_copy(tmp_path: Path) -> None:
     gb_per_s = moved / 100e-6 / 1e9
     row = row_of(text, "4096×4096", "4096", "onto a base", "forward")
     assert row[5:] == [f"{gb_per_s:,.0f}", "4,000", f"{gb_per_s / 4000:.2f}"]
+
+
+def test_decoding_is_told_a_layer_and_as_a_share_of_the_copy(tmp_path: Path) -> None:
+    entries = [e for e in all_entries() if e.suite == "decode" and e.case.d_in == 4096]
+    text = block("decode", entries, tmp_path)
+    row = row_of(text, "4096×4096", "8")
+    assert row[2] == "1.250"
+    moved = 2 * (4096 * 4096 + 2 * 8 * 4096)  # W, x and y
+    assert row[-3] == f"{100 / 16:.1f}"  # sixteen layers in 100 µs
+    assert row[-2] == f"{16 * moved / 100e-6 / 4e12:.2f}"
+    assert row[-1] == f"{16 * (moved + 2 * 16 * 2 * 4096) / 125e-6 / 4e12:.2f}"  # and A and B
+    assert row_of(text, "**geometric mean**")[2] == "1.250"
+
+
+def test_answers_are_told_in_tokens_a_second_over_the_frozen_models(tmp_path: Path) -> None:
+    entries = [entry for entry in all_entries() if entry.suite == "generate"]
+    text = block("generate", entries, tmp_path)
+    assert row_of(text, "frozen model", OUR_LOOP, "8")[3:5] == [f"{8 * 64 / 1e-4:,.0f}", "1.000"]
+    told = row_of(text, "triton", OUR_LOOP, "8")
+    assert told[3:5] == [f"{8 * 64 / 1.25e-4:,.0f}", "0.800"]
+    assert row_of(text, PEFT, "transformers' generate", "64")[4] == "0.500"
 
 
 def test_losers_and_winners_stand_in_one_table_of_peers(tmp_path: Path) -> None:
@@ -154,13 +187,15 @@ def test_tables_go_between_their_markers_and_nothing_else_changes(tmp_path: Path
     results = write_results(tmp_path / "made-up.json", all_entries())
     document = tmp_path / "docs" / "performance.md"
     document.parent.mkdir()
-    parts = [f"## {name}\n\n<!-- begin {name} -->\nold\n<!-- end {name} -->\n" for name in BLOCKS]
+    parts = [
+        f"## {name}\n\n<!-- begin {name} -->\nold\n<!-- end {name} -->\n" for name in ALL_BLOCKS
+    ]
     document.write_text("# Words\n\n" + "\nMore words.\n\n".join(parts) + "\nThe end.\n")
     assert main([str(results), "--into", str(document)]) == 0
     once = document.read_text()
     assert once.startswith("# Words\n\n## linear\n\n<!-- begin linear -->\n![")
-    assert once.endswith("<!-- end model -->\n\nThe end.\n")
-    assert once.count("More words.") == len(BLOCKS) - 1
+    assert once.endswith("<!-- end generate -->\n\nThe end.\n")
+    assert once.count("More words.") == len(ALL_BLOCKS) - 1
     assert "old" not in once
     for picture in ("ratios.png", "peers.png"):
         assert f"](performance/{picture})" in once

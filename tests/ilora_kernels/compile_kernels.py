@@ -37,6 +37,7 @@ TARGETS = {
 }
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 MATRIX_INSTRUCTIONS = ("HGMMA", "HMMA", "UTCHMMA")
+DECODED_ROWS = (16, 32, 64, 128)  # of a decoding step; the last of each bucket of padded rows
 ROWS, WIDTH, EXPERTS, INSTANCES = (2048, 4096, 16384), 4096, 4, 8
 
 
@@ -71,7 +72,7 @@ def main(name: str) -> None:
                     "dropout_p": dropout_p,
                     "fused": fused,
                     "kernel": launch.kernel.fn.__name__,
-                    "masked": dict(launch.constants)["MASKED"],
+                    "masked": dict(launch.constants).get("MASKED", False),
                     "num_warps": launch.num_warps,
                     "num_stages": launch.num_stages,
                     "error": None,
@@ -84,7 +85,8 @@ def main(name: str) -> None:
 def passes(target: str, rank: int = 16) -> dict[tuple[str, int, float, bool], list[Launch]]:
     """What each pass launches, for every bucket of rows, with and without dropout.
 
-    The fused product where the target can; the library's with ``delta`` once elsewhere.
+    The fused product where the target can; the library's with ``delta`` once elsewhere. And decoding
+    steps, except on AMD's GPUs, where those take the usual way.
     """
     noted = imitate(target)
     can_fuse = target in ("sm_90", "sm_100")
@@ -97,6 +99,10 @@ def passes(target: str, rank: int = 16) -> dict[tuple[str, int, float, bool], li
                     noted.clear()
                     run(rows, rank, dropout_p)
                     found[pass_name, rows, dropout_p, fused] = list(noted)
+    for rows in DECODED_ROWS if TARGETS[target].backend == "cuda" else ():
+        noted.clear()
+        run_forward(rows, rank, 0.0)
+        found["decode", rows, 0.0, False] = list(noted)
     return found
 
 
@@ -128,7 +134,8 @@ def imitate(target: str) -> list[Launch]:
         "multiprocessors": lambda _: 132,
     }
     backend._check_device = lambda _: None  # there is no memory, so there is nothing to misread
-    for name in ("linear", "shrink", "gradients", "delta"):
+    names = ("linear", "shrink", "gradients", "delta", "decode", "decode_split", "decode_whole")
+    for name in names:
         module = importlib.import_module(f"{backend.__name__}.{name}")
         for attribute, value in replaced.items():
             if hasattr(module, attribute):

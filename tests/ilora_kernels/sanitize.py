@@ -14,6 +14,7 @@ import importlib
 import itertools
 import os
 import time
+from dataclasses import asdict
 
 import torch
 
@@ -23,12 +24,15 @@ if not torch.cuda.is_available():  # before triton is imported: a dry run, for t
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from ilora_kernels import use_backend
+from ilora_kernels.backends.triton import configs
+from ilora_kernels.backends.triton.configs import DecodeConfig
 
 from .problems import assert_matches_float64, random_problem
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WHOLE_UNITS = {"instances": 12, "length": 25, "d_in": 136, "d_out": 264}  # of 16 bytes
 ODD = {"instances": 12, "length": 25, "d_in": 67, "d_out": 77}
+FEW_ROWS = {"instances": 5, "length": 7, "d_in": 264, "d_out": 136}
 CASES = [
     ("instance", WHOLE_UNITS, True),
     ("packed", WHOLE_UNITS, True),
@@ -48,6 +52,14 @@ def main() -> None:
             problem = random_problem(gate_form, device=DEVICE, rank=16, experts=4, **size)
             assert_matches_float64(problem, torch.float16, dropout_p=dropout_p)
             print(f"{gate_form}, dropout {dropout_p}, fused {fused}", flush=True)
+        # Few rows, both ways; sums of several parts of d_in.
+        table = configs.load(configs.TUNED_FOLDER / "default.json")
+        for whole, copied in itertools.product((True, False), (True, False)):
+            config = DecodeConfig(whole, 64, 32, 2, 2, copied, 4, 3)
+            with configs.using(table | {"decode": [{"config": asdict(config)}]}):
+                problem = random_problem("token", device=DEVICE, rank=16, experts=4, **FEW_ROWS)
+                assert_matches_float64(problem, torch.float16)
+            print(f"few rows, whole {whole}, copy engine {copied}", flush=True)
         # Many rows of few columns: sums split over programs.
         narrow = random_problem("instance", device=DEVICE, length=600, d_in=16, d_out=24)
         assert_matches_float64(narrow, torch.float32, dropout_p=0.3)

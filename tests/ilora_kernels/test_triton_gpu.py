@@ -47,6 +47,8 @@ def always_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     if not linear.holds_product(torch.cuda.current_device()):
         pytest.skip("the fused product needs Hopper's copy engine")
     monkeypatch.setattr(linear, "fusing_pays", lambda *_: True)
+    backend = importlib.import_module("ilora_kernels.backends.triton")
+    monkeypatch.setattr(backend, "can_decode", lambda *_: False)
 
 
 def on_gpu(gate_form: str, dtype: torch.dtype = torch.bfloat16, **size: Any) -> Problem:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ilora_kernels.backends.triton.adapter import dropout, gating_of
+from ilora_kernels.backends.triton.decode import can_decode, decode
 from ilora_kernels.backends.triton.delta import delta
 from ilora_kernels.backends.triton.gradients import gradients
 from ilora_kernels.backends.triton.launch import INTERPRETED, describable
@@ -57,6 +58,10 @@ def forward(
         base = _rows(base)  # not later: delta reads it while the kernel before it may still run
     gating = gating_of(gate, cu_seqlens, rows_per_gate, scaling)
     mask = dropout(dropout_p, seed)
+    if weight is not None and can_decode(x, weight, lora_A, mask):
+        xa = gate.new_empty((x.shape[0], rank))
+        decode(x, weight, bias, lora_A, lora_B, gating, xa, y)
+        return y, xa
     fused = weight is not None and can_fuse(x, weight, y, rank)
     if weight is not None and not fused:
         del y  # before the library allocates its own

@@ -34,6 +34,7 @@ ROLES = (
     "gradients",
     "gradients dropout",
     "delta",
+    "decode",
 )
 TUNED_FOLDER = Path(__file__).parent / "tuned"
 
@@ -66,6 +67,22 @@ class PassConfig:
     num_stages: int
 
 
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How few rows meet a weight (see ``decode``)."""
+
+    whole: (
+        bool  # one launch, every program with x Aᵀ of its own; else d_in is cut, and summed after
+    )
+    block_n: int  # rows of the weight
+    block_k: int
+    blocks: int  # programs a multiprocessor that the cuts of d_in aim at
+    prefetch: int  # 128-byte lines of each row that are fetched before the kernel before has ended
+    copy_engine: bool  # tensor descriptors, where the GPU has them
+    num_warps: int
+    num_stages: int
+
+
 Table = dict[str, list[dict[str, Any]]]
 
 
@@ -74,9 +91,14 @@ def choose(role: str, rows: int, rank: int, device: int) -> Any:
     """Return the configuration of a role for ``rows`` rows and total rank ``rank``."""
     for bucket in _table(device)[role]:
         if rows <= bucket.get("max_rows", rows) and rank <= bucket.get("max_rank", rank):
-            kind = LinearConfig if role.startswith("linear") else PassConfig
-            return kind(**bucket["config"])
+            return _kind(role)(**bucket["config"])
     raise LookupError(f"No bucket of role {role!r} takes {rows} rows and rank {rank}.")
+
+
+def _kind(role: str) -> type[Any]:
+    if role.startswith("linear"):
+        return LinearConfig
+    return DecodeConfig if role == "decode" else PassConfig
 
 
 @contextmanager
@@ -160,6 +182,16 @@ def tile_counts(rows: int, columns: int, height: int, width: int, programs: int)
     if 2 * last_round <= programs:
         return tiles - last_round, 2 * last_round
     return tiles, 0
+
+
+def decode_splits(columns: int, depth: int, config: DecodeConfig, programs: int) -> int:
+    """Into how many parts d_in is cut: all tiles, and that of A, fill the GPU at most once."""
+    tiles = math.ceil(columns / config.block_n) + 1
+    steps = math.ceil(depth / config.block_k)
+    return max(1, min(programs * config.blocks // tiles, steps // _LEAST_STEPS))
+
+
+_LEAST_STEPS = 4  # of a part; fewer leave the loads no time to run ahead
 
 
 # What the choice between the two ways rests on, measured on an H200 in bf16 (docs/performance.md). Only
