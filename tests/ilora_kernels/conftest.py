@@ -48,8 +48,8 @@ def _in_place(device_type: str, backend: str) -> Iterator[torch.device]:
 def dtype(request: pytest.FixtureRequest, device: torch.device) -> torch.dtype:
     """Every dtype that the backend in use takes on ``device``."""
     wanted: torch.dtype = request.param
-    if requested() == "triton" and wanted == torch.float64:
-        pytest.skip("the triton backend takes no float64")
+    if requested() in ("triton", "cuda") and wanted == torch.float64:
+        pytest.skip(f"the {requested()} backend takes no float64")
     if requested() == "triton" and wanted == torch.bfloat16 and device.type == "cpu":
         pytest.skip("Triton's interpreter computes bfloat16 wrongly")
     return wanted
