@@ -57,12 +57,12 @@ struct Place {
     cudaStream_t cuda_stream() const { return at<CUstream_st>(stream); }
 };
 
-ilora::Mask mask(Address seed, uint32_t threshold, float keep_scale) {
+ilora::Mask mask(Address seed, uint32_t threshold, double keep_scale) {
     return {at<const int64_t>(seed), threshold, keep_scale};
 }
 
 ilora::Gating gating(Address gate, Address cu_seqlens, int64_t num_gates, int64_t rows_per_gate,
-                     int num_experts, int rank_of_expert, float scaling) {
+                     int num_experts, int rank_of_expert, double scaling) {
     return {at<const float>(gate), at<const int32_t>(cu_seqlens), num_gates, rows_per_gate, num_experts,
             rank_of_expert,        scaling};
 }
@@ -98,7 +98,7 @@ void column_sums(const Place& place, int dtype, bool tensor_cores, Address dy, i
                  int64_t x_columns, Address u, Address partial_dA, const ilora::Mask& dropout, int64_t rows,
                  int64_t rows_per_split, int splits, int rank, int padded_rank) {
     const ilora::ColumnSum dB{at<const void>(dy), dy_stride, dy_columns, at<const void>(h),
-                              at<float>(partial_dB), false, mask(0, 0, 1.0f)};
+                              at<float>(partial_dB), false, mask(0, 0, 1.0)};
     const ilora::ColumnSum dA{at<const void>(x), x_stride, x_columns, at<const void>(u),
                               at<float>(partial_dA), true, dropout};
     const ilora::ColumnSums problem{dB, dA, rows, rows_per_split, splits, rank, padded_rank};

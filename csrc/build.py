@@ -87,13 +87,21 @@ def source_files() -> list[Path]:
     return [*sorted(SOURCES.glob("launch/*.cu")), SOURCES / "bindings.cpp"]
 
 
-def source_hash() -> str:
-    """Return a hash of all native sources."""
+def hash_of(folders: list[Path]) -> str:
+    """Return a hash of all native sources below some folders."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in SOURCES.rglob("*") if p.suffix in (".cu", ".cuh", ".h", ".cpp")):
-        digest.update(f"{path.relative_to(SOURCES)}\n".encode())
-        digest.update(path.read_bytes())
+    for folder in folders:
+        for path in sorted(
+            p for p in folder.rglob("*") if p.suffix in (".cu", ".cuh", ".h", ".cpp")
+        ):
+            digest.update(f"{path.relative_to(folder)}\n".encode())
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def source_hash() -> str:
+    """Return a hash of the sources that an extension is built from."""
+    return hash_of([SOURCES])
 
 
 def build(out: Path, work: Path, *, strict: bool = False) -> dict[str, Any]:

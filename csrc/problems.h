@@ -14,7 +14,7 @@ enum class Dtype : int { float32 = 0, float16 = 1, bfloat16 = 2 };
 struct Mask {
     const int64_t* seed;
     uint32_t threshold;
-    float keep_scale;
+    double keep_scale;  // in double, as scaling below: the rounding of a factor that all share adds up
 };
 
 // G[t, j] = scaling * gate[b(t), j / rank_of_expert].
@@ -25,7 +25,7 @@ struct Gating {
     int64_t rows_per_gate;
     int num_experts;
     int rank_of_expert;
-    float scaling;
+    double scaling;
 };
 
 // Forward:   xa = x̂ Aᵀ,   h = xa ⊙ G.                      matrix = x,  factor = A [R, D]

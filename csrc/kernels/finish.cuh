@@ -55,7 +55,7 @@ __device__ inline void sum_rows(const Finish& f, int64_t i) {
     }
     sums[threadIdx.x] = sum;
     __syncthreads();
-    for (int half = kFinishThreads / 2; half > 0; half /= 2) {
+    for (unsigned int half = kFinishThreads / 2; half > 0; half /= 2) {
         if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
         __syncthreads();
     }

@@ -25,7 +25,8 @@ __device__ inline int64_t gate_of_row(const Gating& gating, int64_t row) {
 
 __device__ inline float gate_weight(const Gating& gating, int64_t row, int rank) {
     const int64_t gate = gate_of_row(gating, row);
-    return gating.scaling * gating.gate[gate * gating.num_experts + rank / gating.rank_of_expert];
+    const float weight = gating.gate[gate * gating.num_experts + rank / gating.rank_of_expert];
+    return static_cast<float>(gating.scaling * weight);
 }
 
 }  // namespace ilora

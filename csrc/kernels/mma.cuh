@@ -20,25 +20,29 @@ namespace ilora {
 template <typename T>
 __device__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 
-// Before compute capability 8.0 there is no such instruction, and the launchers take other kernels.
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-#define ILORA_MMA(TYPE)                                                                     \
-    asm("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 "                      \
-        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                   \
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                    \
+#if defined(ILORA_ON_CPU)  // in tests without a GPU
+#define ILORA_MMA(TYPE) on_cpu::mma(c, a, b0, b1, on_cpu::TYPE##_bits_to_float)
+#elif !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+#define ILORA_MMA(TYPE) ILORA_MMA_OF(ILORA_NAME_OF_##TYPE)
+#define ILORA_NAME_OF_half "f16"
+#define ILORA_NAME_OF_bf16 "bf16"
+#define ILORA_MMA_OF(NAME)                                                \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." NAME "." NAME ".f32 "    \
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                  \
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
-#else
+#else  // there is no such instruction, and the launchers take other kernels
 #define ILORA_MMA(TYPE) __trap()
 #endif
 
 template <>
 __device__ inline void mma<__half>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    ILORA_MMA("f16");
+    ILORA_MMA(half);
 }
 template <>
 __device__ inline void mma<__nv_bfloat16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
                                           uint32_t b1) {
-    ILORA_MMA("bf16");
+    ILORA_MMA(bf16);
 }
 
 #undef ILORA_MMA

@@ -25,11 +25,11 @@ __device__ void store_shrunk(const Shrink& s, int64_t row, int rank, float produ
     const float weight = gate_weight(s.gating, row, rank);
     if (BACKWARD) {
         const float xa = s.xa[thin];
-        *u = from_float<T>(product * weight * s.mask.keep_scale);
-        s.p[thin] = s.gating.scaling * xa * product;
+        *u = from_float<T>(static_cast<float>(product * weight * s.mask.keep_scale));
+        s.p[thin] = static_cast<float>(s.gating.scaling * xa * product);
         *h = from_float<T>(xa * weight);
     } else {
-        const float xa = product * s.mask.keep_scale;
+        const float xa = static_cast<float>(product * s.mask.keep_scale);
         s.xa[thin] = xa;
         *h = from_float<T>(xa * weight);
     }
