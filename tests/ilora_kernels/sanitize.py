@@ -7,9 +7,10 @@ and for the CUDA kernels, of which initcheck and synccheck have a say too
 
     compute-sanitizer --tool initcheck python -m tests.ilora_kernels.sanitize cuda
 
-Every kernel of Triton's runs with and without descriptors, masks and packed gates. A first run without a tool
-compiles them. Those of CUDA run with and without tensor cores, at ranks of each of their templates. A tool slows a kernel down by a factor of hundreds, hence the sizes. Results are
-checked too: a tool that changes the timing may show what a plain run does not.
+Triton's kernels run with and without descriptors, masks and packed gates (a first run without a tool
+compiles them); those of CUDA with and without tensor cores, at ranks of each of their templates. A tool
+slows a kernel down by a factor of hundreds, hence the sizes. Results are checked too: a tool that
+changes the timing may show what a plain run does not.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -124,9 +125,8 @@ def test_offsets_beyond_32_bits_are_right() -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_tensors_of_another_gpu_are_computed_there() -> None:
     problem = on_gpu("instance", **LARGE)
-    moved = type(problem)(
-        **{n: v.to("cuda:1") if isinstance(v, Tensor) else v for n, v in vars(problem).items()}
-    )
+    tensors = {name: value for name, value in vars(problem).items() if isinstance(value, Tensor)}
+    moved = replace(problem, **{name: value.to("cuda:1") for name, value in tensors.items()})
     before = torch.cuda.current_device()
     torch.testing.assert_close(moved.run().cpu(), problem.run().cpu())
     assert torch.cuda.current_device() == before
