@@ -7,6 +7,7 @@ Either way ``ilora_kernels/_cuda_build.json`` says what came of it.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
 from pathlib import Path
@@ -54,7 +55,6 @@ class BuildKernels(build_ext):
     """Hands the one extension to ``csrc/build.py``."""
 
     def build_extension(self, ext: Extension) -> None:
-        # In an editable installation this is the source folder: setuptools builds in place.
         out = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         work = HERE / "build" / f"cuda-{sys.implementation.cache_tag}"
         try:
@@ -64,6 +64,17 @@ class BuildKernels(build_ext):
             if _mode() == "on":
                 raise CompileError(f"ILORA_CUDA is on, but: {error}") from None
             print(f"Installing without CUDA kernels: {error}", file=sys.stderr)
+
+    def copy_extensions_to_source(self) -> None:
+        """Of an editable installation: the record goes where the extension goes."""
+        super().copy_extensions_to_source()
+        for ext in self.extensions:
+            built = Path(self.build_lib) / self.get_ext_filename(self.get_ext_fullname(ext.name))
+            record = json.loads((built.parent / native.RECORD).read_text())
+            if record["built"]:
+                native.write_record(HERE / "ilora_kernels", record)
+            else:
+                _forget(HERE / "ilora_kernels", record["reason"])
 
 
 class BuildPython(build_py):
