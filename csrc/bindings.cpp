@@ -48,13 +48,13 @@ class DeviceGuard {
     int previous_ = 0;
 };
 
-// Where a kernel is launched: a GPU, a stream of it, how many multiprocessors it has.
+// Where a kernel is launched: a GPU, and what the launchers want to know of it.
 struct Place {
-    int device;
-    Address stream;
-    int multiprocessors;
+    Place(int device, Address stream, int multiprocessors, bool can_chain)
+        : device(device), place{at<CUstream_st>(stream), multiprocessors, can_chain} {}
 
-    cudaStream_t cuda_stream() const { return at<CUstream_st>(stream); }
+    int device;
+    ilora::Place place;
 };
 
 ilora::Mask mask(Address seed, uint32_t threshold, double keep_scale) {
@@ -76,7 +76,7 @@ void shrink(const Place& place, int dtype, bool backward, bool tensor_cores, Add
                                 width, rank, padded_rank, gates, dropout};
     const DeviceGuard guard(place.device);
     check(ilora::shrink(problem, static_cast<ilora::Dtype>(dtype), backward, tensor_cores,
-                        place.multiprocessors, place.cuda_stream()),
+                        place.place),
           "Launching the kernel shrink");
 }
 
@@ -89,7 +89,7 @@ void expand(const Place& place, int dtype, bool backward, bool tensor_cores, Add
                                 padded_rank, dropout};
     const DeviceGuard guard(place.device);
     check(ilora::expand(problem, static_cast<ilora::Dtype>(dtype), backward, tensor_cores,
-                        place.cuda_stream()),
+                        place.place),
           "Launching the kernel expand");
 }
 
@@ -103,7 +103,7 @@ void column_sums(const Place& place, int dtype, bool tensor_cores, Address dy, i
                               at<float>(partial_dA), true, dropout};
     const ilora::ColumnSums problem{dB, dA, rows, rows_per_split, splits, rank, padded_rank};
     const DeviceGuard guard(place.device);
-    check(ilora::column_sums(problem, static_cast<ilora::Dtype>(dtype), tensor_cores, place.cuda_stream()),
+    check(ilora::column_sums(problem, static_cast<ilora::Dtype>(dtype), tensor_cores, place.place),
           "Launching the kernel column_sums");
 }
 
@@ -114,7 +114,7 @@ void finish(const Place& place, int dtype, Address partial_dB, Address partial_d
                                 at<void>(dA), elements_dB, elements_dA, splits, at<const float>(p),
                                 at<float>(dgate), rows, rank, gates};
     const DeviceGuard guard(place.device);
-    check(ilora::finish(problem, static_cast<ilora::Dtype>(dtype), place.cuda_stream()),
+    check(ilora::finish(problem, static_cast<ilora::Dtype>(dtype), place.place),
           "Launching the kernel finish");
 }
 
@@ -122,10 +122,18 @@ std::optional<std::string> why_unusable(int device) {
     int count = 0;
     if (const cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess) return text(error);
     const DeviceGuard guard(device);
-    const cudaError_t error = ilora::runs_here();
+    int capability;
+    const cudaError_t error = ilora::compiled_for(&capability);
     if (error == cudaSuccess) return std::nullopt;
     static_cast<void>(cudaGetLastError());  // reported here: nobody else shall find it
     return text(error);
+}
+
+bool can_chain(int device) {
+    const DeviceGuard guard(device);
+    int capability;
+    check(ilora::compiled_for(&capability), "Asking what the kernels were compiled for");
+    return capability >= 90;
 }
 
 }  // namespace
@@ -133,7 +141,7 @@ std::optional<std::string> why_unusable(int device) {
 PYBIND11_MODULE(_cuda, m) {
     m.doc() = "The CUDA kernels of ilora_kernels; csrc/README.md describes them.";
     m.attr("SOURCE_HASH") = ILORA_SOURCE_HASH;
-    py::class_<Place>(m, "Place").def(py::init<int, Address, int>());
+    py::class_<Place>(m, "Place").def(py::init<int, Address, int, bool>());
     py::class_<ilora::Mask>(m, "Mask").def(py::init(&mask));
     py::class_<ilora::Gating>(m, "Gating").def(py::init(&gating));
     m.def("shrink", &shrink);
@@ -141,4 +149,5 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("column_sums", &column_sums);
     m.def("finish", &finish);
     m.def("why_unusable", &why_unusable, "None if a GPU can run this build, else CUDA's message.");
+    m.def("can_chain", &can_chain, "Whether this build's kernels may be chained on a GPU.");
 }

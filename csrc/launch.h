@@ -9,16 +9,24 @@
 
 namespace ilora {
 
+// Where a kernel is launched.
+struct Place {
+    cudaStream_t stream;
+    int multiprocessors;
+    bool can_chain;  // see kernels/chain.cuh; only code of compute capability 9.0 may
+};
+
 // Tensor cores want 16-bit numbers and compute capability 8.0; every matrix at a multiple of 16 bytes, and
 // tall ones and factors with rows of whole units of 16 bytes. Without them any stride will do.
 cudaError_t shrink(const Shrink& problem, Dtype dtype, bool backward, bool tensor_cores,
-                   int multiprocessors, cudaStream_t stream);
+                   const Place& place);
 cudaError_t expand(const Expand& problem, Dtype dtype, bool backward, bool tensor_cores,
-                   cudaStream_t stream);
-cudaError_t column_sums(const ColumnSums& problem, Dtype dtype, bool tensor_cores, cudaStream_t stream);
-cudaError_t finish(const Finish& problem, Dtype dtype, cudaStream_t stream);
+                   const Place& place);
+cudaError_t column_sums(const ColumnSums& problem, Dtype dtype, bool tensor_cores, const Place& place);
+cudaError_t finish(const Finish& problem, Dtype dtype, const Place& place);
 
-// Whether this build has code that the current GPU and its driver can run: cudaSuccess, or why not.
-cudaError_t runs_here();
+// The capability that the code for the current GPU was compiled for, as in 90; cudaSuccess, or why this build
+// does not run there.
+cudaError_t compiled_for(int* capability);
 
 }  // namespace ilora

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "../problems.h"
+#include "chain.cuh"
 #include "mask.cuh"
 #include "mma.cuh"
 #include "numbers.cuh"
@@ -12,10 +13,13 @@
 
 namespace ilora {
 
+// From the end on: shrink has just read the last rows of dY, and they are still in the cache.
+__device__ inline int64_t split_of_block() { return gridDim.y - 1 - blockIdx.y; }
+
 __device__ inline void store_sum(const ColumnSums& s, const ColumnSum& one, int rank, int64_t column,
                                  float value) {
     if (rank >= s.rank || column >= one.columns) return;
-    const int64_t split = blockIdx.y;
+    const int64_t split = split_of_block();
     if (one.ranks_first) {
         one.partial[(split * s.rank + rank) * one.columns + column] = value;
     } else {
@@ -52,17 +56,17 @@ struct SumsTile {
         for (int i = 0; i < 4; ++i) {
             const int64_t row = first_row + 4 * q + i;
             x[i] = make_uint4(0, 0, 0, 0);
-            if (row < last_row && column < one.columns) {
+            if ((row < last_row) & (column < one.columns)) {
                 const T* const address = tall + row * one.tall_stride + column;
-                x[i] = __ldg(reinterpret_cast<const uint4*>(address));
+                x[i] = load<uint4>(address);
             }
 #pragma unroll
             for (int k = 0; k < RANK_TILES; ++k) {
                 const int rank = first_rank + 16 * k + 2 * g;
                 c[k][i] = 0;
-                if (row < last_row && rank < s.padded_rank) {
+                if ((row < last_row) & (rank < s.padded_rank)) {
                     const T* const address = thin + row * s.padded_rank + rank;
-                    c[k][i] = __ldg(reinterpret_cast<const uint32_t*>(address));
+                    c[k][i] = load<uint32_t>(address);
                 }
             }
         }
@@ -98,6 +102,7 @@ struct SumsTile {
 template <typename T, int RANK_TILES, bool MASKED>
 __global__ void __launch_bounds__(32 * kSumsWarps, RANK_TILES == 4 ? 1 : 2)
     column_sums_mma(const ColumnSums s) {
+    wait_for_earlier_kernels();
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     int64_t first_column;
     const bool of_dB = is_dB(s, kSumsColumns, first_column);
@@ -105,7 +110,7 @@ __global__ void __launch_bounds__(32 * kSumsWarps, RANK_TILES == 4 ? 1 : 2)
     const bool masked = MASKED && !of_dB;
     const uint32_t key = masked ? mask_key(one.mask) : 0;
     const int first_rank = blockIdx.z * 16 * RANK_TILES;
-    const int64_t first_row = blockIdx.y * s.rows_per_split;
+    const int64_t first_row = split_of_block() * s.rows_per_split;
     const int64_t last_row = min(first_row + s.rows_per_split, s.rows);
     const int64_t column = first_column + 8 * g;
 
@@ -138,13 +143,14 @@ __global__ void __launch_bounds__(32 * kSumsWarps, RANK_TILES == 4 ? 1 : 2)
 // Plain multiply-adds: any dtype, any stride.
 template <typename T>
 __global__ void __launch_bounds__(kTileThreads, 2) column_sums_fma(const ColumnSums s) {
+    wait_for_earlier_kernels();
     int64_t first_column;
     const bool of_dB = is_dB(s, kTileM, first_column);
     const ColumnSum& one = of_dB ? s.dB : s.dA;
     const bool masked = one.mask.seed != nullptr;
     const uint32_t key = masked ? mask_key(one.mask) : 0;
     const int first_rank = blockIdx.z * kTileN;
-    const int64_t first_row = blockIdx.y * s.rows_per_split;
+    const int64_t first_row = split_of_block() * s.rows_per_split;
     const int64_t last_row = min(first_row + s.rows_per_split, s.rows);
     const T* const tall = static_cast<const T*>(one.tall);
     const T* const thin = static_cast<const T*>(one.thin);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../problems.h"
+#include "chain.cuh"
 #include "mask.cuh"
 #include "mma.cuh"
 #include "numbers.cuh"
@@ -22,13 +23,14 @@ __device__ void load_factor(const Expand& e, int64_t first_column, int first_ran
     const T* const factor = static_cast<const T*>(e.factor);
     const int rank = first_rank + 4 * q;
     const int64_t column = first_column + 4 * g;
+    // Below, & and not &&: a branch would keep loads waiting.
     if constexpr (!BACKWARD) {  // B [N, R]: four neighbours of each column's row
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
             tiles[j] = make_uint2(0, 0);
-            if (column + j < e.columns && rank < e.factor_ranks) {
+            if ((column + j < e.columns) & (rank < e.factor_ranks)) {
                 const T* const address = factor + (column + j) * e.factor_stride + rank;
-                tiles[j] = __ldg(reinterpret_cast<const uint2*>(address));
+                tiles[j] = load<uint2>(address);
             }
         }
     } else {  // A [R, N]: four neighbours in each of four rows, which are then turned
@@ -36,9 +38,9 @@ __device__ void load_factor(const Expand& e, int64_t first_column, int first_ran
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             rows[i] = make_uint2(0, 0);
-            if (column < e.factor_columns && rank + i < e.factor_ranks) {
+            if ((column < e.factor_columns) & (rank + i < e.factor_ranks)) {
                 const T* const address = factor + (rank + i) * e.factor_stride + column;
-                rows[i] = __ldg(reinterpret_cast<const uint2*>(address));
+                rows[i] = load<uint2>(address);
             }
         }
         tiles[0] = make_uint2(pair_halves(rows[0].x, rows[1].x, 0), pair_halves(rows[2].x, rows[3].x, 0));
@@ -52,10 +54,13 @@ __device__ void load_factor(const Expand& e, int64_t first_column, int first_ran
 // all there are, are on their way while the product is computed.
 template <typename T, bool BACKWARD, bool MASKED>
 __global__ void __launch_bounds__(32 * kExpandWarps, 4) expand_mma(const Expand e) {
+    wait_for_earlier_kernels();
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    const int64_t column_blocks = (e.columns + kExpandColumns - 1) / kExpandColumns;
-    const int64_t first_column = blockIdx.x % column_blocks * kExpandColumns + 32 * warp;
-    const int64_t first_row = blockIdx.x / column_blocks * kExpandRows + g;
+    const auto column_blocks = static_cast<unsigned int>((e.columns + kExpandColumns - 1) / kExpandColumns);
+    // From the end on: of a large base, the last rows are those that are still in the cache.
+    const unsigned int block = gridDim.x - 1 - blockIdx.x;
+    const int64_t first_column = static_cast<int64_t>(block % column_blocks) * kExpandColumns + 32 * warp;
+    const int64_t first_row = static_cast<int64_t>(block / column_blocks) * kExpandRows + g;
     const int64_t column = first_column + 8 * q;  // of this lane's eight results
     // Rows from first_row on; this lane has every eighth.
     const int rows = static_cast<int>(min(e.rows - first_row, static_cast<int64_t>(kExpandRows)));
@@ -69,7 +74,7 @@ __global__ void __launch_bounds__(32 * kExpandWarps, 4) expand_mma(const Expand 
         for (int i = 0; i < 2; ++i) {
             old[tile][i] = make_uint4(0, 0, 0, 0);
             if (e.base != nullptr && 16 * tile + 8 * i < own_rows) {
-                old[tile][i] = *reinterpret_cast<const uint4*>(base);
+                old[tile][i] = load<uint4>(base);
             }
             base += 8 * e.base_stride;
         }
@@ -87,7 +92,7 @@ __global__ void __launch_bounds__(32 * kExpandWarps, 4) expand_mma(const Expand 
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 part[i] = make_uint2(0, 0);
-                if (16 * tile + 8 * i < rows) part[i] = *reinterpret_cast<const uint2*>(h);
+                if (16 * tile + 8 * i < rows) part[i] = load<uint2>(h);
                 h += 8 * e.padded_rank;
             }
             const uint32_t a[4] = {part[0].x, part[1].x, part[0].y, part[1].y};
@@ -119,7 +124,7 @@ __global__ void __launch_bounds__(32 * kExpandWarps, 4) expand_mma(const Expand 
                 const float2 base_pair = unpack<T>(pairs[pair]);
                 after[pair] = pack<T>(base_pair.x + first, base_pair.y + second);
             }
-            *reinterpret_cast<uint4*>(y) = make_uint4(after[0], after[1], after[2], after[3]);
+            store(y, make_uint4(after[0], after[1], after[2], after[3]));
             y += 8 * e.columns;
         }
     }
@@ -128,9 +133,10 @@ __global__ void __launch_bounds__(32 * kExpandWarps, 4) expand_mma(const Expand 
 // Plain multiply-adds: any dtype, any stride.
 template <typename T, bool BACKWARD>
 __global__ void __launch_bounds__(kTileThreads, 2) expand_fma(const Expand e) {
-    const int64_t column_blocks = (e.columns + kTileN - 1) / kTileN;
-    const int64_t first_column = blockIdx.x % column_blocks * kTileN;
-    const int64_t first_row = blockIdx.x / column_blocks * kTileM;
+    wait_for_earlier_kernels();
+    const auto column_blocks = static_cast<unsigned int>((e.columns + kTileN - 1) / kTileN);
+    const int64_t first_column = static_cast<int64_t>(blockIdx.x % column_blocks) * kTileN;
+    const int64_t first_row = static_cast<int64_t>(blockIdx.x / column_blocks) * kTileM;
     const T* const base = static_cast<const T*>(e.base);
     const T* const h = static_cast<const T*>(e.h);
     const T* const factor = static_cast<const T*>(e.factor);

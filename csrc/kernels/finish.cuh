@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../problems.h"
+#include "chain.cuh"
 #include "numbers.cuh"
 
 namespace ilora {
@@ -66,6 +67,7 @@ __device__ inline void sum_rows(const Finish& f, int64_t i) {
 template <typename T>
 __global__ void __launch_bounds__(kFinishThreads)
     finish(const Finish f, const int64_t blocks_gate, const int64_t blocks_dB, const bool one_row) {
+    wait_for_earlier_kernels();
     int64_t block = blockIdx.x;
     if (block < blocks_gate) {
         if (one_row) {

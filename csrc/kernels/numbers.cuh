@@ -27,6 +27,26 @@ __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
     return __float2bfloat16_rn(value);
 }
 
+// Several numbers in one access. Not through the read-only cache: they may have been written by the kernel
+// before this one after this one began (chain.cuh).
+template <typename Wide, typename T>
+__device__ Wide load(const T* address) {
+    return *reinterpret_cast<const Wide*>(address);
+}
+
+// Sixteen bytes in one access; a plain assignment was seen to become four.
+template <typename T>
+__device__ void store(T* address, uint4 value) {
+#ifdef __CUDA_ARCH__
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "l"(address), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
+                 : "memory");
+#else
+    *reinterpret_cast<uint4*>(address) = value;
+#endif
+}
+
 // Two 16-bit numbers in a register, the first in its low half.
 template <typename T>
 __device__ uint32_t pack(float first, float second);

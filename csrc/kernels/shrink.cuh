@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../problems.h"
+#include "chain.cuh"
 #include "gating.cuh"
 #include "mask.cuh"
 #include "mma.cuh"
@@ -48,14 +49,14 @@ template <typename T, int TILES, bool BACKWARD>
 __device__ void load_factor(const Shrink& s, int64_t column, int first_rank, uint4 (&tiles)[TILES]) {
     const T* const factor = static_cast<const T*>(s.factor);
     const int rank = first_rank + TILES * (static_cast<int>(threadIdx.x) % 32 / 4);
-    const bool inside = column < s.width;
+    const bool inside = column < s.width;  // below, & and not &&: a branch would keep loads waiting
     if constexpr (!BACKWARD) {  // A [R, D]: eight neighbours of each rank's row
 #pragma unroll
         for (int j = 0; j < TILES; ++j) {
             tiles[j] = make_uint4(0, 0, 0, 0);
-            if (inside && rank + j < s.rank) {
+            if (inside & (rank + j < s.rank)) {
                 const T* const address = factor + (rank + j) * s.factor_stride + column;
-                tiles[j] = __ldg(reinterpret_cast<const uint4*>(address));
+                tiles[j] = load<uint4>(address);
             }
         }
     } else {  // B [D, R]: TILES neighbours in each of eight rows, which are then turned
@@ -63,16 +64,16 @@ __device__ void load_factor(const Shrink& s, int64_t column, int first_rank, uin
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
             const T* const address = factor + (column + i) * s.factor_stride + rank;
-            const bool there = inside && rank < s.factor_ranks;
+            const bool there = inside & (rank < s.factor_ranks);
             if constexpr (TILES == 2) {
-                rows[i][0] = there ? __ldg(reinterpret_cast<const uint32_t*>(address)) : 0;
+                rows[i][0] = there ? load<uint32_t>(address) : 0;
             } else if constexpr (TILES == 4) {
                 const uint2 two =
-                    there ? __ldg(reinterpret_cast<const uint2*>(address)) : make_uint2(0, 0);
+                    there ? load<uint2>(address) : make_uint2(0, 0);
                 rows[i][0] = two.x, rows[i][1] = two.y;
             } else {
                 const uint4 four =
-                    there ? __ldg(reinterpret_cast<const uint4*>(address)) : make_uint4(0, 0, 0, 0);
+                    there ? load<uint4>(address) : make_uint4(0, 0, 0, 0);
                 rows[i][0] = four.x, rows[i][1] = four.y, rows[i][2] = four.z, rows[i][3] = four.w;
             }
         }
@@ -91,6 +92,7 @@ __device__ void load_factor(const Shrink& s, int64_t column, int first_rank, uin
 template <typename T, int TILES, bool BACKWARD, bool MASKED>
 __global__ void __launch_bounds__(32 * kShrinkWarps<TILES>, 1)
     shrink_mma(const Shrink s, const int row_warps) {
+    wait_for_earlier_kernels();
     constexpr int kWarps = kShrinkWarps<TILES>;
     constexpr int kRanks = 8 * TILES;
     __shared__ float sums[kWarps][kShrinkRows][kRanks + 2];
@@ -120,9 +122,9 @@ __global__ void __launch_bounds__(32 * kShrinkWarps<TILES>, 1)
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 x[step][i] = make_uint4(0, 0, 0, 0);
-                if (row[i] < s.rows && column < s.width) {
+                if ((row[i] < s.rows) & (column < s.width)) {
                     const T* const address = matrix + row[i] * s.matrix_stride + column;
-                    x[step][i] = __ldg(reinterpret_cast<const uint4*>(address));
+                    x[step][i] = load<uint4>(address);
                 }
             }
         }
@@ -171,6 +173,7 @@ __global__ void __launch_bounds__(32 * kShrinkWarps<TILES>, 1)
 // Plain multiply-adds: any dtype, any stride.
 template <typename T, bool BACKWARD>
 __global__ void __launch_bounds__(kTileThreads, 2) shrink_fma(const Shrink s) {
+    wait_for_earlier_kernels();
     const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kTileM;
     const int first_rank = blockIdx.y * kTileN;
     const T* const matrix = static_cast<const T*>(s.matrix);

@@ -8,7 +8,7 @@ namespace ilora {
 
 constexpr int kTileM = 64;
 constexpr int kTileN = 32;
-constexpr int kTileK = 32;
+constexpr int kTileK = 64;
 constexpr int kTileThreads = 256;
 
 // Where a thread's sums lie: total[i][j] is of row tile_row(i) and column tile_column(j).
@@ -27,7 +27,7 @@ __device__ inline void place(int i, int& outer, int& k) {
 // total[m, n] = Σ_k a(m, k) b(k, n) over first <= k < last. a and b are called for every element of the
 // tile and return zero outside of their matrices. Memory runs along k, or else along m or n.
 //
-// Each step's 32 products are summed first and then added: that errs less than one chain over thousands.
+// Each step's 64 products are summed first and then added: that errs less than one chain over thousands.
 template <bool A_ALONG_K, bool B_ALONG_K, typename A, typename B>
 __device__ void tile_product(int64_t first, int64_t last, const A& a, const B& b,
                              float (&total)[kTileRows][kTileColumns]) {
@@ -50,8 +50,9 @@ __device__ void tile_product(int64_t first, int64_t last, const A& a, const B& b
         }
         __syncthreads();
         float sum[kTileRows][kTileColumns] = {};
+        const int terms = static_cast<int>(min(last - step, static_cast<int64_t>(kTileK)));
 #pragma unroll 8
-        for (k = 0; k < kTileK; ++k) {
+        for (k = 0; k < terms; ++k) {
 #pragma unroll
             for (int i = 0; i < kTileRows; ++i) {
 #pragma unroll

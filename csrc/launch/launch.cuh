@@ -17,12 +17,17 @@ Integer ceil_div(Integer number, Integer unit) {
 }
 
 template <typename... Parameters, typename... Arguments>
-cudaError_t start(void (*kernel)(Parameters...), dim3 blocks, int threads, cudaStream_t stream,
+cudaError_t start(void (*kernel)(Parameters...), dim3 blocks, int threads, const Place& place,
                   const Arguments&... arguments) {
     cudaLaunchConfig_t config = {};
     config.gridDim = blocks;
     config.blockDim = dim3(threads);
-    config.stream = stream;
+    config.stream = place.stream;
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &attribute;
+    config.numAttrs = place.can_chain ? 1 : 0;
     return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 

@@ -270,6 +270,11 @@ def _multiprocessors(device: int) -> int:
 
 
 @functools.cache
+def _can_chain(device: int) -> bool:
+    return bool(_kernels().can_chain(device))
+
+
+@functools.cache
 def _has_tensor_cores(device: int) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
@@ -277,7 +282,7 @@ def _has_tensor_cores(device: int) -> bool:
 def _place(x: Tensor) -> Any:
     device = x.get_device()
     stream = torch._C._cuda_getCurrentRawStream(device)
-    return _kernels().Place(device, stream, _multiprocessors(device))
+    return _kernels().Place(device, stream, _multiprocessors(device), _can_chain(device))
 
 
 def _gating(

@@ -166,7 +166,7 @@ def test_what_is_dropped_may_be_infinite(cuda_device: torch.device) -> None:
 
 def test_an_error_of_cuda_is_an_exception_with_its_message(cuda_device: torch.device) -> None:
     kernels: Any = cuda._kernels()
-    nowhere = kernels.Place(4711, 0, 4)
+    nowhere = kernels.Place(4711, 0, 4, False)
     gating = kernels.Gating(0, 0, 0, 1, 1, 1, 1.0)
     with pytest.raises(RuntimeError, match=r"Choosing the GPU: .*\(cudaError"):
         kernels.finish(nowhere, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, gating)

@@ -67,7 +67,7 @@ def cuda_on_cpu() -> Iterator[None]:
     played = {
         "why_unusable": lambda: None,
         "_kernels": kernels,
-        "_place": lambda _: kernels().Place(0, 0, MULTIPROCESSORS),
+        "_place": lambda _: kernels().Place(0, 0, MULTIPROCESSORS, False),
         "_multiprocessors": lambda _: MULTIPROCESSORS,
         "_has_tensor_cores": lambda _: True,
         "_check_device": lambda _: None,

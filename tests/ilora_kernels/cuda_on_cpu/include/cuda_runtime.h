@@ -32,15 +32,6 @@ struct float2 { float x, y; };
 inline uint2 make_uint2(unsigned int x, unsigned int y) { return {x, y}; }
 inline uint4 make_uint4(unsigned int x, unsigned int y, unsigned int z, unsigned int w) { return {x, y, z, w}; }
 
-template <typename T>
-T __ldg(const T* address) {
-    if (reinterpret_cast<std::uintptr_t>(address) % sizeof(T)) {
-        std::fputs("a load is misaligned\n", stderr);
-        std::abort();
-    }
-    return *address;
-}
-
 inline uint32_t __byte_perm(uint32_t first, uint32_t second, uint32_t selector) {
     const uint64_t bytes = static_cast<uint64_t>(second) << 32 | first;
     uint32_t result = 0;
@@ -181,10 +172,15 @@ struct cudaLaunchConfig_t {
     dim3 gridDim, blockDim;
     std::size_t dynamicSmemBytes;
     cudaStream_t stream;
-    void* attrs;
+    struct cudaLaunchAttribute* attrs;
     unsigned int numAttrs;
 };
-struct cudaFuncAttributes {};
+enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
+struct cudaLaunchAttribute {
+    cudaLaunchAttributeID id;
+    struct { int programmaticStreamSerializationAllowed; } val;
+};
+struct cudaFuncAttributes { int ptxVersion; };
 template <typename Kernel>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel) {
     return cudaSuccess;
