@@ -13,7 +13,7 @@ namespace ilora {
 struct Place {
     cudaStream_t stream;
     int multiprocessors;
-    bool can_chain;  // see kernels/chain.cuh; only code of compute capability 9.0 may
+    bool can_chain;  // see kernels/chain.cuh; code for compute capability 9.0, after another kernel
 };
 
 // Tensor cores want 16-bit numbers and compute capability 8.0; every matrix at a multiple of 16 bytes, and

@@ -39,7 +39,10 @@ cudaError_t plain(const Shrink& s, bool backward, const Place& place) {
 
 }  // namespace
 
-cudaError_t shrink(const Shrink& s, Dtype dtype, bool backward, bool tensor_cores, const Place& place) {
+cudaError_t shrink(const Shrink& s, Dtype dtype, bool backward, bool tensor_cores,
+                   const Place& given) {
+    // Anything may have come before, also what is no kernel: a graph allows no chain there.
+    const Place place = {given.stream, given.multiprocessors, false};
     if (dtype == Dtype::float32) return plain<float>(s, backward, place);
     if (dtype == Dtype::float16) {
         return tensor_cores ? of_rank<__half>(s, backward, place)

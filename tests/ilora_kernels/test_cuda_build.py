@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -86,8 +88,33 @@ def test_all_architectures_compile_without_warnings_or_spills(
     found, _, reason = done.stdout.strip().partition(" ")
     assert found == record["source_hash"]
     assert reason == "None" or "cudaError" in reason
+    for arch in ("80", "90", "100", "120"):
+        if arch in {name.removesuffix("+PTX") for name in record["architectures"]}:
+            _check_machine_code(tmp_path / "objects", arch)
     # Nothing changed, so nothing is compiled.
     assert build.build(tmp_path, tmp_path / "objects", strict=True)["seconds"] < 3
+
+
+def _check_machine_code(objects: Path, arch: str) -> None:
+    """Tensor cores; whole loads and stores of 16 bytes; no register in memory."""
+    for name in ("shrink", "expand", "column_sums"):
+        command = [_cuobjdump(), "-sass", f"-arch=sm_{arch}", str(objects / f"{name}.o")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        functions = done.stdout.split("Function : ")[1:]
+        assert sum(f"{name}_mma" in function.partition("\n")[0] for function in functions) >= 6
+        for function in functions:
+            assert not re.search(r" (LDL|STL)[. ]", function)
+            if f"{name}_mma" in function.partition("\n")[0]:
+                assert "HMMA.16816.F32" in function
+                assert "LDG.E.128" in function
+                assert ("STG.E.128" in function) == (name == "expand")
+                # What an expansion stores, it stores in units of 16 bytes.
+                assert name != "expand" or "STG.E desc" not in function
+
+
+def _cuobjdump() -> str:
+    shipped = Path(importlib.import_module("triton").__file__ or "").parent
+    return shutil.which("cuobjdump") or str(shipped / "backends/nvidia/bin/cuobjdump")
 
 
 @needs_nvcc
