@@ -17,7 +17,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 # Torch first, from the pins: whatever depends on it must not choose another one.
-.venv/installed: pyproject.toml setup.py constraints.txt
+.venv/installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/*/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch triton numpy
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'

@@ -50,6 +50,7 @@ class Diagnosis:
         cuda: the CUDA version that torch was built with; None for a CPU build.
         backends: backend -> None if it is usable, else why not.
         chosen: ``"cpu"`` and ``"cuda"`` -> the backend that will run there.
+        cuda_kernels: what the installation built of them, or why nothing.
         nvcc, compiler: paths of the CUDA and the C++ compiler; None where there is none.
     """
 
@@ -63,6 +64,7 @@ class Diagnosis:
     gpus: tuple[Gpu, ...]
     backends: dict[str, str | None]
     chosen: dict[str, Choice]
+    cuda_kernels: str
     nvcc: str | None
     compiler: str | None
 
@@ -86,6 +88,7 @@ class Diagnosis:
             lines.append(("GPU", f"none that torch sees (torch is {build})"))
         lines.append(("nvcc", self.nvcc or "not found"))
         lines.append(("C++ compiler", self.compiler or "not found"))
+        lines.append(("CUDA kernels", self.cuda_kernels))
         lines += [
             (f"backend {name}", "usable" if reason is None else f"not usable: {reason}")
             for name, reason in self.backends.items()
@@ -120,6 +123,7 @@ def diagnose(folder: Path = Path()) -> Diagnosis:
         gpus=gpus,
         backends=usable,
         chosen=choose(usable, os.environ.get("ILORA_BACKEND", ""), has_gpu=bool(gpus)),
+        cuda_kernels=_cuda_kernels(),
         nvcc=shutil.which("nvcc"),
         compiler=compiler,
     )
@@ -174,6 +178,15 @@ def _backends() -> dict[str, str | None]:
     except ValueError as error:  # an ILORA_BACKEND that does not exist
         raise InputError(str(error)) from None
     return backends()
+
+
+def _cuda_kernels() -> str:
+    from ilora_kernels import build_record
+
+    try:
+        return build_record.summary()
+    except ValueError as error:  # somebody else's file in the place of the record
+        raise InputError(str(error)) from None
 
 
 def _gpus() -> tuple[Gpu, ...]:

@@ -72,6 +72,11 @@ def test_the_table_gives_the_reason_of_every_unusable_backend() -> None:
         assert table[f"backend {name}"] == ("usable" if reason is None else f"not usable: {reason}")
 
 
+def test_what_was_built_of_the_cuda_kernels_is_told() -> None:
+    told = dict(diagnose().table())["CUDA kernels"]
+    assert told.startswith("built 2") or "Install again" in told
+
+
 def test_the_machine_is_told_in_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 0

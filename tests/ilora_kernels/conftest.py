@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 
@@ -14,8 +15,10 @@ if not torch.cuda.is_available():  # before triton is imported: kernels then run
 from ilora_kernels import backends, use_backend
 from ilora_kernels.backends import requested
 
+from .cuda_on_cpu import cuda_on_cpu, why_not
+
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-CPU_PLACES = [pytest.param(("cpu", name), id=f"cpu-{name}") for name in ("torch", "triton")]
+CPU_PLACES = [pytest.param(("cpu", name), id=f"cpu-{name}") for name in ("torch", "triton", "cuda")]
 GPU_PLACES = [
     pytest.param(("cuda", name), id=f"cuda-{name}", marks=pytest.mark.gpu)
     for name in ("torch", "triton", "cuda")
@@ -33,14 +36,25 @@ def triton_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     yield from _in_place(*request.param)
 
 
+@pytest.fixture(params=[CPU_PLACES[2], GPU_PLACES[2]])
+def cuda_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Where the CUDA backend runs: its kernels compiled for a CPU, or for a GPU."""
+    yield from _in_place(*request.param)
+
+
 def _in_place(device_type: str, backend: str) -> Iterator[torch.device]:
     if device_type == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA GPU here")
     if (device_type, backend) == ("cpu", "triton") and os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("kernels are compiled for the GPU here; TRITON_INTERPRET=1 interprets them")
-    if reason := backends()[backend]:
-        pytest.skip(reason)
-    with use_backend(backend):
+    with contextlib.ExitStack() as stack:
+        if (device_type, backend) == ("cpu", "cuda"):
+            if reason := why_not():
+                pytest.skip(reason)
+            stack.enter_context(cuda_on_cpu())
+        if reason := backends()[backend]:
+            pytest.skip(reason)
+        stack.enter_context(use_backend(backend))
         yield torch.device(device_type)
 
 
@@ -48,8 +62,8 @@ def _in_place(device_type: str, backend: str) -> Iterator[torch.device]:
 def dtype(request: pytest.FixtureRequest, device: torch.device) -> torch.dtype:
     """Every dtype that the backend in use takes on ``device``."""
     wanted: torch.dtype = request.param
-    if requested() == "triton" and wanted == torch.float64:
-        pytest.skip("the triton backend takes no float64")
+    if requested() in ("triton", "cuda") and wanted == torch.float64:
+        pytest.skip(f"the {requested()} backend takes no float64")
     if requested() == "triton" and wanted == torch.bfloat16 and device.type == "cpu":
         pytest.skip("Triton's interpreter computes bfloat16 wrongly")
     return wanted

@@ -1,18 +1,25 @@
-"""A few small forward and backward passes of the Triton backend, for NVIDIA's compute-sanitizer.
+"""A few small forward and backward passes of a backend, for NVIDIA's compute-sanitizer.
 
     compute-sanitizer --tool memcheck  python -m tests.ilora_kernels.sanitize
     compute-sanitizer --tool racecheck python -m tests.ilora_kernels.sanitize
 
-Every kernel runs with and without descriptors, masks and packed gates. A first run without a tool
-compiles them. A tool slows a kernel down by a factor of hundreds, hence the sizes. Results are
-checked too: a tool that changes the timing may show what a plain run does not.
+and for the CUDA kernels, of which initcheck and synccheck have a say too
+
+    compute-sanitizer --tool initcheck python -m tests.ilora_kernels.sanitize cuda
+
+Triton's kernels run with and without descriptors, masks and packed gates (a first run without a tool
+compiles them); those of CUDA with and without tensor cores, at ranks of each of their templates. A tool
+slows a kernel down by a factor of hundreds, hence the sizes. Results are checked too: a tool that
+changes the timing may show what a plain run does not.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import itertools
 import os
+import sys
 import time
 from dataclasses import asdict
 
@@ -27,6 +34,7 @@ from ilora_kernels import use_backend
 from ilora_kernels.backends.triton import configs
 from ilora_kernels.backends.triton.configs import DecodeConfig
 
+from .cuda_on_cpu import cuda_on_cpu
 from .problems import assert_matches_float64, random_problem
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -44,6 +52,29 @@ CASES = [
 
 def main() -> None:
     start = time.perf_counter()
+    backend = sys.argv[1] if len(sys.argv) > 1 else "triton"
+    {"triton": run_triton, "cuda": run_cuda}[backend]()
+    print(f"all computed and right, {time.perf_counter() - start:.1f} s")
+
+
+def run_cuda() -> None:
+    with contextlib.ExitStack() as stack:
+        if DEVICE == "cpu":
+            stack.enter_context(cuda_on_cpu())
+        stack.enter_context(use_backend("cuda"))
+        forms, sizes = ("instance", "packed", "token_2d"), (WHOLE_UNITS, ODD)
+        cases = list(itertools.product(forms, sizes, (0.0, 0.3)))
+        for rank, dtype in ((16, torch.float16), (32, torch.bfloat16), (160, torch.bfloat16)):
+            for gate_form, size, dropout_p in cases:
+                problem = random_problem(gate_form, device=DEVICE, rank=rank, experts=4, **size)
+                assert_matches_float64(problem, dtype, dropout_p=dropout_p)
+                print(f"{gate_form}, rank {rank}, dropout {dropout_p}", flush=True)
+        narrow = random_problem("instance", device=DEVICE, length=600, d_in=16, d_out=24)
+        for dtype in (torch.float32, torch.bfloat16):
+            assert_matches_float64(narrow, dtype, dropout_p=0.3)
+
+
+def run_triton() -> None:
     linear = importlib.import_module("ilora_kernels.backends.triton.linear")
     linear.multiprocessors = lambda _: 4  # several tiles a program
     with use_backend("triton"):
@@ -63,7 +94,6 @@ def main() -> None:
         # Many rows of few columns: sums split over programs.
         narrow = random_problem("instance", device=DEVICE, length=600, d_in=16, d_out=24)
         assert_matches_float64(narrow, torch.float32, dropout_p=0.3)
-    print(f"all computed and right, {time.perf_counter() - start:.1f} s")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,16 @@
+"""``python -m ilora_kernels``: which backends run here, and what was built of the CUDA kernels."""
+
+from __future__ import annotations
+
+from ilora_kernels import backends, build_record
+
+
+def main() -> None:
+    """Print both."""
+    for name, reason in backends().items():
+        print(f"{name:<8}{'usable' if reason is None else f'not usable: {reason}'}")
+    print(f"CUDA kernels: {build_record.summary()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The CUDA backend without a GPU: its kernels' own code, compiled for the CPU.
+
+``include/`` stands in for CUDA's headers, with a block's threads as fibers and the tensor cores' step
+as a loop. Nothing of the kernels is written twice; what this cannot show is what a GPU does in parallel.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pybind11
+
+ROOT = Path(__file__).parents[3]
+INCLUDE = Path(__file__).parent / "include"
+FLAGS = ("-O1", "-std=c++17", "-fPIC", "-shared", "-fno-strict-aliasing", "-Wall", "-Werror")
+MULTIPROCESSORS = 4  # of the GPU that is played: few, so that small problems are split too
+
+
+def why_not() -> str | None:
+    """Return why the kernels cannot be compiled here; None where they can."""
+    return (
+        None
+        if shutil.which("g++")
+        else "g++, which compiles the CUDA kernels for the CPU, is missing"
+    )
+
+
+@functools.cache
+def kernels() -> Any:
+    """Compile (once for each state of the sources) and load the module."""
+    folder = ROOT / "build" / "cuda-on-cpu"
+    folder.mkdir(parents=True, exist_ok=True)
+    module = folder / f"{_hash()}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if not module.exists():
+        partial = module.with_suffix(f".{os.getpid()}.partial")
+        headers = [INCLUDE, pybind11.get_include(), sysconfig.get_paths()["include"]]
+        sources = [*sorted((ROOT / "csrc" / "launch").glob("*.cu")), ROOT / "csrc" / "bindings.cpp"]
+        command = ["g++", *FLAGS, "-Wno-unknown-pragmas", "-DILORA_ON_CPU"]
+        command += ['-DILORA_SOURCE_HASH="on a CPU"', "-include", "cuda_runtime.h", "-x", "c++"]
+        command += [f"-I{path}" for path in headers] + [str(path) for path in sources]
+        subprocess.run([*command, "-o", str(partial)], check=True)
+        partial.rename(module)
+    spec = importlib.util.spec_from_file_location("_cuda", module)
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+@contextmanager
+def cuda_on_cpu() -> Iterator[None]:
+    """Inside the block the ``cuda`` backend takes tensors of the CPU."""
+    backend = importlib.import_module("ilora_kernels.backends.cuda")
+    choice = importlib.import_module("ilora_kernels.backends")
+    played = {
+        "why_unusable": lambda: None,
+        "_kernels": kernels,
+        "_place": lambda _: kernels().Place(0, 0, MULTIPROCESSORS, False),
+        "_multiprocessors": lambda _: MULTIPROCESSORS,
+        "_has_tensor_cores": lambda _: True,
+        "_check_device": lambda _: None,
+    }
+    choice._why_unusable.cache_clear()
+    try:
+        with patch.multiple(backend, **played):
+            yield
+    finally:
+        choice._why_unusable.cache_clear()
+
+
+def _hash() -> str:
+    spec = importlib.util.spec_from_file_location("csrc_build", ROOT / "csrc" / "build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    return str(build.hash_of([ROOT / "csrc", INCLUDE]))
