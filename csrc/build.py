@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -158,11 +159,7 @@ def _generate_code(archs: list[str]) -> list[str]:
 
 
 def _ninja_file(nvcc: Path, flags: list[str], extension: Path) -> str:
-    try:
-        import pybind11
-    except ModuleNotFoundError:
-        raise BuildError("The package pybind11 is not installed; pip install pybind11.") from None
-    include = [pybind11.get_include(), sysconfig.get_paths()["include"]]
+    include = [pybind11_headers(), sysconfig.get_paths()["include"]]
     bindings_flags = [f"-isystem={path}" for path in include]
     bindings_flags.append(f'-DILORA_SOURCE_HASH=\\"{source_hash()}\\"')
     lines = [
@@ -186,6 +183,16 @@ def _ninja_file(nvcc: Path, flags: list[str], extension: Path) -> str:
             lines.append("  extra = " + " ".join(_quoted(flag) for flag in bindings_flags))
     lines.append(f"build {_escape(str(extension))}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
+
+
+def pybind11_headers() -> Path:
+    """Return the folder of pybind11's headers: its own package's, or the copy that torch brings."""
+    for package in ("pybind11", "torch"):
+        spec = importlib.util.find_spec(package)
+        for folder in (spec and spec.submodule_search_locations) or ():
+            if (Path(folder) / "include" / "pybind11" / "pybind11.h").exists():
+                return Path(folder) / "include"
+    raise BuildError("pybind11 is not installed; pip install pybind11.")
 
 
 def _escape(path: str) -> str:

@@ -14,7 +14,7 @@ from ilora_kernels import gated_lora, use_backend
 
 from .problems import GATE_FORMS, Problem, assert_matches_float64, gradients, random_problem
 
-cuda = importlib.import_module("ilora_kernels.backends.cuda")
+launch = importlib.import_module("ilora_kernels.backends.cuda.launch")
 # Rows of whole units of 16 bytes, which is what the tensor cores take; never whole blocks.
 UNITS = {"instances": 3, "length": 25, "d_in": 136, "d_out": 264, "experts": 4}
 ODD = {"instances": 3, "length": 25, "d_in": 67, "d_out": 77, "experts": 4}
@@ -25,13 +25,13 @@ HALVES = (torch.float16, torch.bfloat16)
 def paths(cuda_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Which kernels were chosen, tensor cores or not, in the order of their launches."""
     chosen: list[bool] = []
-    original = cuda._for_tensor_cores
+    original = launch._for_tensor_cores
 
     def noted(*matrices: Tensor) -> bool:
         chosen.append(original(*matrices))
         return chosen[-1]
 
-    monkeypatch.setattr(cuda, "_for_tensor_cores", noted)
+    monkeypatch.setattr(launch, "_for_tensor_cores", noted)
     return chosen
 
 
@@ -76,7 +76,7 @@ def test_wide_and_narrow_matrices_match_float64(
 def test_many_rows_are_summed_in_parts(cuda_device: torch.device, gate_form: str) -> None:
     size = {"instances": 30, "length": 29, "d_in": 24, "d_out": 16, "rank": 16}
     problem = random_problem(gate_form, device=cuda_device, experts=4, **size)
-    splits, rows = cuda._splits(problem.x.shape[:-1].numel(), 16, 24, 4)
+    splits, rows = launch._splits(problem.x.shape[:-1].numel(), 16, 24, 4)
     assert splits > 1
     assert rows % 128 == 0
     for dtype in (torch.bfloat16, torch.float32):
@@ -165,7 +165,7 @@ def test_what_is_dropped_may_be_infinite(cuda_device: torch.device) -> None:
 
 
 def test_an_error_of_cuda_is_an_exception_with_its_message(cuda_device: torch.device) -> None:
-    kernels: Any = cuda._kernels()
+    kernels: Any = launch.kernels()
     nowhere = kernels.Place(4711, 0, 4, False)
     gating = kernels.Gating(0, 0, 0, 1, 1, 1, 1.0)
     with pytest.raises(RuntimeError, match=r"Choosing the GPU: .*\(cudaError"):

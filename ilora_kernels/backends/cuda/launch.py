@@ -1,13 +1,4 @@
-"""CUDA C++: thin passes at the speed of memory around the library's product, for machines without Triton.
-
-    forward     shrink(x) ── xa, h ──▶ expand: y = x Wᵀ + bias, then += h Bᵀ in place
-    backward    shrink(dY) ── u, h, p ──▶ column_sums ──▶ finish: dA, dB, dG
-                                     └──▶ expand: dX = dY W, then += mask ⊙ (u A) in place
-
-The kernels are in ``csrc/``, one file each, and know addresses, sizes and a stream; everything that they
-write is allocated here. 16-bit matrices whose rows are whole units of 16 bytes go to the tensor cores;
-all others, and float32, to plain multiply-adds.
-"""
+"""Calling the kernels: addresses of tensors, how they lie in memory, block counts, workspaces."""
 
 from __future__ import annotations
 
@@ -16,13 +7,10 @@ import importlib
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ilora_kernels import build_record
 from ilora_kernels.dropout import threshold_and_scale
-
-SUPPORTED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 _DTYPE_NUMBERS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _RANK_UNIT = 16  # h and u have so many columns, or a multiple: a step of the tensor cores
@@ -31,99 +19,7 @@ _ROWS_OF_STEP = 128  # of a block of column_sums
 _BLOCKS_PER_MULTIPROCESSOR = 4  # of column_sums: two rounds of the two that fit
 
 
-def why_unusable() -> str | None:
-    """Needs a CUDA GPU, kernels that were built, and both of one generation."""
-    if not build_record.extension_exists():
-        return build_record.why_missing()
-    if torch.version.hip or not torch.cuda.is_available():
-        return "there is no CUDA GPU."
-    if reason := _kernels().why_unusable(torch.cuda.current_device()):
-        major, minor = torch.cuda.get_device_capability()
-        return (
-            f"the kernels do not run on this GPU of compute capability {major}.{minor}: {reason}; "
-            f"install again with ILORA_CUDA=on and ILORA_CUDA_ARCHS={major}{minor}."
-        )
-    return None
-
-
-def forward(
-    x: Tensor,  # [T, d_in]
-    weight: Tensor | None,  # [d_out, d_in]
-    bias: Tensor | None,  # [d_out]
-    base: Tensor | None,  # [T, d_out]
-    lora_A: Tensor,  # [R, d_in]
-    lora_B: Tensor,  # [d_out, R]
-    gate: Tensor,  # [G, K]
-    cu_seqlens: Tensor | None,  # [G + 1]
-    rows_per_gate: int,
-    scaling: float,
-    dropout_p: float,
-    seed: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Return ``y [T, d_out]`` and ``x̂ Aᵀ [T, R]`` before the gates."""
-    _check_device(x)
-    rows, rank = x.shape[0], lora_A.shape[0]
-    xa = gate.new_empty((rows, rank))
-    if rows == 0 or lora_B.shape[0] == 0:
-        return x.new_empty((rows, lora_B.shape[0])), xa.zero_()
-    place, gate, cu_seqlens = _place(x), gate.contiguous(), _offsets(cu_seqlens)
-    gating = _gating(gate, cu_seqlens, rows_per_gate, rank, scaling)
-    mask = _mask(dropout_p, seed)
-    x, lora_A, lora_B = _rows(x), _factor(lora_A), _factor(lora_B)
-    h = x.new_empty((rows, _padded(rank)))
-    _shrink(place, x, lora_A, xa, h, None, None, rank, gating, mask)
-    if weight is not None:
-        y = base = F.linear(x, weight, bias)
-    else:
-        y = x.new_empty((rows, lora_B.shape[0]))
-        base = None if base is None else _rows(base)
-    _expand(place, base, h, lora_B, y, rank, mask, backward=False)
-    return y, xa
-
-
-def backward(
-    grad_y: Tensor,  # [T, d_out]
-    x: Tensor,
-    weight: Tensor | None,
-    lora_A: Tensor,
-    lora_B: Tensor,
-    gate: Tensor,
-    cu_seqlens: Tensor | None,
-    xa: Tensor,  # [T, R]
-    rows_per_gate: int,
-    scaling: float,
-    dropout_p: float,
-    seed: Tensor | None,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return dx, dA, dB and dgate; an empty tensor where ``needs`` says nobody asks."""
-    _check_device(x)
-    inputs = (x, lora_A, lora_B, gate)
-    dx, dA, dB, dgate = (
-        t.new_empty(t.shape) if n else x.new_empty((0,)) for t, n in zip(inputs, needs, strict=True)
-    )
-    if grad_y.numel() == 0 or x.numel() == 0:
-        return dx.zero_(), dA.zero_(), dB.zero_(), dgate.zero_()
-    rows, rank = xa.shape
-    place, gate, cu_seqlens = _place(x), gate.contiguous(), _offsets(cu_seqlens)
-    gating = _gating(gate, cu_seqlens, rows_per_gate, rank, scaling)
-    mask = _mask(dropout_p, seed)
-    x, dy, lora_A, lora_B = _rows(x), _rows(grad_y), _factor(lora_A), _factor(lora_B)
-    h, u = (dy.new_empty((rows, _padded(rank))) for _ in range(2))
-    p = torch.empty_like(xa)
-    _shrink(place, dy, lora_B, xa.contiguous(), h, u, p, rank, gating, mask)
-    # dY again at once, while part of it is still in the cache; dX when nobody needs it any more.
-    _gradients(place, dy, h, dB, x, u, dA, p, dgate, gating, mask)
-    if needs[0]:
-        base = None
-        if weight is not None:
-            del dx  # before the library allocates its own
-            dx = base = dy @ weight
-        _expand(place, base, u, lora_A, dx, rank, mask, backward=True)
-    return dx, dA, dB, dgate
-
-
-def _shrink(
+def shrink(
     place: Any,
     matrix: Tensor,  # x, or dY in the backward pass
     factor: Tensor,  # lora_A, or lora_B in the backward pass
@@ -135,8 +31,9 @@ def _shrink(
     gating: Any,
     mask: Any,
 ) -> None:
+    """Write xa and h, or from xa in the backward pass h, u and p; see ``Shrink`` in csrc/problems.h."""
     backward = u is not None
-    _kernels().shrink(
+    kernels().shrink(
         place,
         _DTYPE_NUMBERS[matrix.dtype],
         backward,
@@ -158,7 +55,7 @@ def _shrink(
     )
 
 
-def _expand(
+def expand(
     place: Any,
     base: Tensor | None,
     h: Tensor,  # or u in the backward pass
@@ -169,9 +66,10 @@ def _expand(
     *,
     backward: bool,
 ) -> None:
+    """Write ``y = base + h factorᵀ``, masked in the backward pass; y may be the base itself."""
     rows, columns = y.shape
     matrices = (factor, y) if base is None else (factor, y, base)
-    _kernels().expand(
+    kernels().expand(
         place,
         _DTYPE_NUMBERS[y.dtype],
         backward,
@@ -191,7 +89,7 @@ def _expand(
     )
 
 
-def _gradients(
+def gradients(
     place: Any,
     dy: Tensor,
     h: Tensor,
@@ -211,7 +109,7 @@ def _gradients(
     splits, rows_per_split = _splits(rows, columns_dB, columns_dA, _multiprocessors(x.get_device()))
     partial_dB, partial_dA = (p.new_empty((splits, d.numel())) for d in (dB, dA))
     if columns_dB or columns_dA:
-        _kernels().column_sums(
+        kernels().column_sums(
             place,
             number,
             _for_tensor_cores(dy, x),
@@ -232,7 +130,7 @@ def _gradients(
             rank,
             h.shape[1],
         )
-    _kernels().finish(
+    kernels().finish(
         place,
         number,
         partial_dB.data_ptr(),
@@ -260,7 +158,8 @@ def _splits(rows: int, columns_dB: int, columns_dA: int, multiprocessors: int) -
 
 
 @functools.cache
-def _kernels() -> Any:
+def kernels() -> Any:
+    """Return the compiled module."""
     return importlib.import_module(build_record.MODULE)
 
 
@@ -271,7 +170,7 @@ def _multiprocessors(device: int) -> int:
 
 @functools.cache
 def _can_chain(device: int) -> bool:
-    return bool(_kernels().can_chain(device))
+    return bool(kernels().can_chain(device))
 
 
 @functools.cache
@@ -279,41 +178,46 @@ def _has_tensor_cores(device: int) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def _place(x: Tensor) -> Any:
+def place_of(x: Tensor) -> Any:
+    """Return where the kernels run: x's GPU, and the stream that is current there."""
     device = x.get_device()
     stream = torch._C._cuda_getCurrentRawStream(device)
-    return _kernels().Place(device, stream, _multiprocessors(device), _can_chain(device))
+    return kernels().Place(device, stream, _multiprocessors(device), _can_chain(device))
 
 
-def _gating(
+def gating_of(
     gate: Tensor, cu_seqlens: Tensor | None, rows_per_gate: int, rank: int, scaling: float
 ) -> Any:
+    """Return the gates as the kernels read them; gate and cu_seqlens lie without gaps."""
     num_gates, experts = gate.shape
     of_expert = rank // experts
     offsets = _address(cu_seqlens)
     rows = max(rows_per_gate, 1)
-    return _kernels().Gating(gate.data_ptr(), offsets, num_gates, rows, experts, of_expert, scaling)
+    return kernels().Gating(gate.data_ptr(), offsets, num_gates, rows, experts, of_expert, scaling)
 
 
-def _mask(dropout_p: float, seed: Tensor | None) -> Any:
+def mask_of(dropout_p: float, seed: Tensor | None) -> Any:
+    """Return the dropout of a call, which may be none."""
     if seed is None or dropout_p == 0.0:
-        return _kernels().Mask(0, 0, 1.0)
-    return _kernels().Mask(seed.data_ptr(), *threshold_and_scale(dropout_p))
+        return kernels().Mask(0, 0, 1.0)
+    return kernels().Mask(seed.data_ptr(), *threshold_and_scale(dropout_p))
 
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _offsets(cu_seqlens: Tensor | None) -> Tensor | None:
+def offsets_of(cu_seqlens: Tensor | None) -> Tensor | None:
+    """Return cu_seqlens as the kernels read it: int32, without gaps."""
     return None if cu_seqlens is None else cu_seqlens.to(torch.int32).contiguous()
 
 
-def _padded(rank: int) -> int:
+def padded(rank: int) -> int:
+    """Return the columns of h and u: whole steps of the tensor cores, zeros after the rank."""
     return -(-rank // _RANK_UNIT) * _RANK_UNIT
 
 
-def _rows(matrix: Tensor) -> Tensor:
+def rows_of(matrix: Tensor) -> Tensor:
     """The matrix with its rows one after another in memory, as the kernels walk them."""
     in_rows = matrix.stride(1) == 1 and matrix.shape[1] <= matrix.stride(0)
     return matrix if in_rows else matrix.clone(memory_format=torch.contiguous_format)
@@ -332,20 +236,11 @@ def _for_tensor_cores(*matrices: Tensor) -> bool:
     return all(_in_units(matrix) for matrix in matrices)
 
 
-def _factor(matrix: Tensor) -> Tensor:
+def factor_of(matrix: Tensor) -> Tensor:
     """A thin factor, in 16-bit dtypes with rows in whole units of 16 bytes: zeros fill them."""
-    matrix = _rows(matrix)
+    matrix = rows_of(matrix)
     if matrix.dtype == torch.float32 or _in_units(matrix):
         return matrix
     padded = matrix.new_zeros((matrix.shape[0], -(-matrix.shape[1] // 8) * 8))
     padded[:, : matrix.shape[1]] = matrix
     return padded
-
-
-def _check_device(x: Tensor) -> None:
-    # Kernels are handed addresses, and nothing after this would notice one of the CPU's.
-    if not x.is_cuda:
-        raise RuntimeError(
-            f"x is on {x.device}, where the cuda backend does not compute; move it to a GPU, or use "
-            "the torch backend."
-        )
