@@ -26,3 +26,13 @@ def choose_device(device: str | torch.device | None) -> torch.device:
             "cpu or one of them"
         )
     return place
+
+
+def switch_off_cudnn_attention() -> None:
+    """Keep PyTorch from taking cuDNN's attention, in the whole process.
+
+    Its gradients of the queries are NaN in rows that see no key, as padding on the left has them, when
+    the length is an odd multiple of 64 (cuDNN of torch 2.11.0+cu130 on an H100: at 192, 320, 448 and
+    576, not at 184, 200, 256 or 512; PyTorch's own kernels give numbers at all of them).
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)

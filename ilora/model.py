@@ -23,6 +23,7 @@ from ilora.cast_adapters import CastAdapters
 from ilora.config import AdapterSettings
 from ilora.data.catalog import Catalog
 from ilora.data.prompts import IGNORED_LABEL, PromptBuilder
+from ilora.devices import switch_off_cudnn_attention
 from ilora.encoders import SequenceEncoder
 from ilora.errors import InputError
 from ilora.gate import TokenCollapsedGate, build_gate
@@ -73,6 +74,7 @@ class ILoRARecommender(nn.Module):
         super().__init__()
         if hybrid and not placeholders:
             raise InputError("placeholders is False; hybrid prompts put item embeddings in them")
+        switch_off_cudnn_attention()  # prompts are padded on the left
         self.hybrid = hybrid
         self.placeholders = placeholders
         self.tokenizer = prepare_tokenizer(tokenizer)
