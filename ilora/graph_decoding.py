@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -96,27 +97,28 @@ class GraphDecoder:
                 f"max_new_tokens is {max_new_tokens} after a prompt of {prompt}, but this decoder's "
                 f"length is {self._length}; build one that is longer."
             )
-        self._carry(carried)
-        self._cache.reset()
-        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        logits = self._forward(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **self._carried,
-        ).logits
-        if self._captured and self._graph is None:
-            self._capture()
-        self._begin(attention_mask, positions, logits)
-        step = self._step if self._graph is None else self._graph.replay
-        for count in range(1, max_new_tokens):
-            if count % CHECK_EVERY == 1 and bool(self._ended.all()):
-                break
-            step()
-        return self._told(max_new_tokens)
+        with _current(self._token.device):
+            self._carry(carried)
+            self._cache.reset()
+            positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+            logits = self._forward(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=positions,
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+                **self._carried,
+            ).logits
+            if self._captured and self._graph is None:
+                self._graph = self._capture()
+            self._begin(attention_mask, positions, logits)
+            step = self._step if self._graph is None else self._graph.replay
+            for count in range(1, max_new_tokens):
+                if count % CHECK_EVERY == 1 and bool(self._ended.all()):
+                    break
+                step()
+            return self._told(max_new_tokens)
 
     def _carry(self, carried: Mapping[str, Tensor]) -> None:
         for name, value in carried.items():
@@ -163,21 +165,21 @@ class GraphDecoder:
         if self._eos is not None:
             self._ended.logical_or_(self._token == self._eos)
 
-    def _capture(self) -> None:
+    def _capture(self) -> torch.cuda.CUDAGraph:
         """Capture the step; what it changes in the state is undone by ``_begin``."""
-        side = torch.cuda.Stream(self._token.device)
-        side.wait_stream(torch.cuda.current_stream())
-        self._column.fill_(
-            self._length - 1
-        )  # the last place of the cache, which an answer fills anew
+        # The last place of the cache, which an answer fills anew.
+        self._column.fill_(self._length - 1)
         for layer in self._cache.layers:
             layer.cumulative_length.fill_(self._length - 1)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             self._step()  # libraries make their workspaces, kernels are compiled
         torch.cuda.current_stream().wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             self._step()
+        return graph
 
     def _told(self, max_new_tokens: int) -> Tensor:
         """The answers, cut where the last row has ended."""
@@ -242,14 +244,25 @@ def rounded_length(tokens: int) -> int:
 
 def can_capture(llm: Any) -> bool:
     """Whether a step of this language model reads nothing but tensors that stay where they are."""
-    config = llm.config
-    kinds = getattr(config, "layer_types", None) or ["full_attention"]
+    quantized = getattr(llm.config, "quantization_config", None) is not None
+    config = llm.config.get_text_config(decoder=True)
+    # As transformers' caches read it: without kinds of layers, a window is that of every layer.
+    windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    full = all(window is None for window in windows)
+    kinds = getattr(config, "layer_types", None) or (["full_attention"] if full else ["windowed"])
     rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     return (
         llm.device.type == "cuda"
+        and not torch.is_autocast_enabled("cuda")  # a replay knows nothing of it
+        and not quantized  # some of their products ask the host
         and bool(getattr(llm, "_can_compile_fullgraph", False))
         and config._attn_implementation == "sdpa"
         and all(kind == "full_attention" for kind in kinds)
         and rotation not in ("dynamic", "longrope")  # these look at positions on the host
         and all(parameter.device == llm.device for parameter in llm.parameters())
     )
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Make a GPU the current one: a capture sees the current stream of the current GPU alone."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
