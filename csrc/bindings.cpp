@@ -82,11 +82,10 @@ void shrink(const Place& place, int dtype, bool backward, bool tensor_cores, Add
 
 void expand(const Place& place, int dtype, bool backward, bool tensor_cores, Address base,
             int64_t base_stride, Address h, Address factor, int64_t factor_stride, int factor_ranks,
-            int64_t factor_columns, Address y, int64_t rows, int64_t columns, int padded_rank,
-            const ilora::Mask& dropout) {
+            Address y, int64_t rows, int64_t columns, int padded_rank, const ilora::Mask& dropout) {
     const ilora::Expand problem{at<const void>(base), base_stride, at<const void>(h), at<const void>(factor),
-                                factor_stride, factor_ranks, factor_columns, at<void>(y), rows, columns,
-                                padded_rank, dropout};
+                                factor_stride, factor_ranks, at<void>(y), rows, columns, padded_rank,
+                                dropout};
     const DeviceGuard guard(place.device);
     check(ilora::expand(problem, static_cast<ilora::Dtype>(dtype), backward, tensor_cores,
                         place.place),
@@ -129,11 +128,11 @@ std::optional<std::string> why_unusable(int device) {
     return text(error);
 }
 
-bool can_chain(int device) {
+int compiled_for(int device) {
     const DeviceGuard guard(device);
     int capability;
     check(ilora::compiled_for(&capability), "Asking what the kernels were compiled for");
-    return capability >= 90;
+    return capability;
 }
 
 }  // namespace
@@ -149,5 +148,5 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("column_sums", &column_sums);
     m.def("finish", &finish);
     m.def("why_unusable", &why_unusable, "None if a GPU can run this build, else CUDA's message.");
-    m.def("can_chain", &can_chain, "Whether this build's kernels may be chained on a GPU.");
+    m.def("compiled_for", &compiled_for, "The capability of the code that a GPU runs, as in 90.");
 }

@@ -56,9 +56,8 @@ struct Expand {
     const void* h;  // [rows, padded_rank]
     const void* factor;
     int64_t factor_stride;
-    int factor_ranks;        // ranks that may be read of the factor
-    int64_t factor_columns;  // and columns of A: N, or more of them if those are zeros
-    void* y;                 // [rows, columns], without gaps
+    int factor_ranks;  // ranks that may be read of the factor, as in Shrink
+    void* y;           // [rows, columns], without gaps
     int64_t rows;
     int64_t columns;
     int padded_rank;

@@ -38,7 +38,7 @@ __device__ void load_factor(const Expand& e, int64_t first_column, int first_ran
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             rows[i] = make_uint2(0, 0);
-            if ((column < e.factor_columns) & (rank + i < e.factor_ranks)) {
+            if ((column < e.columns) & (rank + i < e.factor_ranks)) {
                 const T* const address = factor + (rank + i) * e.factor_stride + column;
                 rows[i] = load<uint2>(address);
             }

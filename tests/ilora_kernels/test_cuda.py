@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ilora_kernels import gated_lora, use_backend
+from ilora_kernels.functional import gated_lora_onto
 
 from .problems import GATE_FORMS, Problem, assert_matches_float64, gradients, random_problem
 
@@ -162,6 +163,44 @@ def test_what_is_dropped_may_be_infinite(cuda_device: torch.device) -> None:
     torch.manual_seed(5)
     y = gated_lora(torch.where(keep, x, torch.inf), A, A.T.contiguous(), gate, dropout_p=0.5)
     torch.testing.assert_close(y, expected)
+
+
+def test_code_of_before_the_tensor_cores_takes_the_plain_kernels(
+    cuda_device: torch.device, paths: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PTX for 7.5 runs on every newer GPU, but it holds no step of the tensor cores."""
+    monkeypatch.setattr(launch, "_compiled_for", lambda _: 75)
+    problem = random_problem("instance", device=cuda_device, rank=16, **UNITS)
+    assert_matches_float64(problem, torch.float16)
+    assert len(paths) == 5
+    assert not any(paths)
+
+
+def test_a_base_is_copied_before_the_first_kernel(
+    cuda_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy may be no kernel, and a graph chains a kernel to kernels alone."""
+    backend = importlib.import_module("ilora_kernels.backends.cuda")
+    order: list[str] = []
+
+    def noted(name: str) -> Any:
+        original = getattr(backend, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            order.append(name)
+            return original(*arguments, **options)
+
+        return call
+
+    for name in ("rows_of", "shrink", "expand"):
+        monkeypatch.setattr(backend, name, noted(name))
+    problem = random_problem("token_2d", device=cuda_device, linear=False, **UNITS, rank=16)
+    problem = problem.to(torch.float16)
+    base = torch.randn(UNITS["d_out"], len(problem.x), device=cuda_device).half().T
+    low_rank = (problem.x, problem.lora_A, problem.lora_B, problem.gate)
+    y = gated_lora_onto(base, *low_rank)
+    assert order == ["rows_of", "rows_of", "shrink", "expand"]
+    assert torch.equal(y, gated_lora_onto(base.contiguous(), *low_rank))
 
 
 def test_an_error_of_cuda_is_an_exception_with_its_message(cuda_device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""CUDA C++: thin passes at the speed of memory around the library's product, for machines without Triton.
+"""CUDA C++: thin passes around the library's product, for machines without Triton.
 
     forward     shrink(x) ── xa, h ──▶ expand: y = x Wᵀ + bias, then += h Bᵀ in place
     backward    shrink(dY) ── u, h, p ──▶ column_sums ──▶ finish: dA, dB, dG
@@ -72,13 +72,14 @@ def forward(
     gating = gating_of(gate, cu_seqlens, rows_per_gate, rank, scaling)
     mask = mask_of(dropout_p, seed)
     x, lora_A, lora_B = rows_of(x), factor_of(lora_A), factor_of(lora_B)
+    if base is not None:
+        base = rows_of(base)  # not later: expand may be chained to kernels alone, not to a copy
     h = x.new_empty((rows, padded(rank)))
     shrink(place, x, lora_A, xa, h, None, None, rank, gating, mask)
     if weight is not None:
         y = base = F.linear(x, weight, bias)
     else:
         y = x.new_empty((rows, lora_B.shape[0]))
-        base = None if base is None else rows_of(base)
     expand(place, base, h, lora_B, y, rank, mask, backward=False)
     return y, xa
 

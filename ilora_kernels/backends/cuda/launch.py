@@ -80,7 +80,6 @@ def expand(
         factor.data_ptr(),
         factor.stride(0),
         rank if backward else factor.shape[1],
-        factor.shape[1] if backward else columns,
         y.data_ptr(),
         rows,
         columns,
@@ -169,20 +168,17 @@ def _multiprocessors(device: int) -> int:
 
 
 @functools.cache
-def _can_chain(device: int) -> bool:
-    return bool(kernels().can_chain(device))
-
-
-@functools.cache
-def _has_tensor_cores(device: int) -> bool:
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+def _compiled_for(device: int) -> int:
+    """The capability of the code that runs there, as in 90: the GPU's own, or an older one."""
+    return int(kernels().compiled_for(device))
 
 
 def place_of(x: Tensor) -> Any:
     """Return where the kernels run: x's GPU, and the stream that is current there."""
     device = x.get_device()
     stream = torch._C._cuda_getCurrentRawStream(device)
-    return kernels().Place(device, stream, _multiprocessors(device), _can_chain(device))
+    can_chain = _compiled_for(device) >= 90
+    return kernels().Place(device, stream, _multiprocessors(device), can_chain)
 
 
 def gating_of(
@@ -231,7 +227,7 @@ def _in_units(matrix: Tensor) -> bool:
 
 def _for_tensor_cores(*matrices: Tensor) -> bool:
     first = matrices[0]
-    if first.dtype == torch.float32 or not _has_tensor_cores(first.get_device()):
+    if first.dtype == torch.float32 or _compiled_for(first.get_device()) < 80:
         return False
     return all(_in_units(matrix) for matrix in matrices)
 

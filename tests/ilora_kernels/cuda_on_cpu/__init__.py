@@ -70,7 +70,7 @@ def cuda_on_cpu() -> Iterator[None]:
         "kernels": kernels,
         "place_of": lambda _: kernels().Place(0, 0, MULTIPROCESSORS, False),
         "_multiprocessors": lambda _: MULTIPROCESSORS,
-        "_has_tensor_cores": lambda _: True,
+        "_compiled_for": lambda _: 80,
     }
     choice._why_unusable.cache_clear()
     try:
