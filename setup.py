@@ -46,9 +46,13 @@ def _why_not() -> str | None:
     """Why nothing shall be compiled; None where it shall."""
     if _mode() == "off":
         return "ILORA_CUDA was off."
-    if _mode() == "auto" and native.find_nvcc() is None:
-        return "nvcc was not found in CUDA_HOME, CUDA_PATH or PATH."
-    return None
+    if _mode() == "on":
+        return None
+    try:
+        found = native.find_nvcc()
+    except native.BuildError as error:  # images without the compiler set CUDA_HOME too
+        return str(error)
+    return None if found else "nvcc was not found in CUDA_HOME, CUDA_PATH or PATH."
 
 
 class BuildKernels(build_ext):

@@ -256,6 +256,14 @@ def test_auto_without_nvcc_installs_python_alone(nowhere: None, tree: Path) -> N
     assert "nvcc was not found" in str(record["reason"])
 
 
+def test_auto_with_a_cuda_home_without_nvcc_installs_python_alone(home: Path, tree: Path) -> None:
+    home.unlink()
+    code, _, record = _setup(tree, "auto", "build")
+    assert code == 0
+    assert record["built"] is False
+    assert "correct or unset it" in str(record["reason"])
+
+
 def test_on_without_nvcc_fails(nowhere: None, tree: Path) -> None:
     code, output, _ = _setup(tree, "on", "build")
     assert code != 0
