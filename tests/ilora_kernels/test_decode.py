@@ -14,6 +14,8 @@ pytest.importorskip("triton")
 from ilora_kernels.backends import triton as backend
 from ilora_kernels.backends.triton import configs
 from ilora_kernels.backends.triton.configs import DecodeConfig
+from ilora_kernels.backends.triton.decode import can_decode
+from ilora_kernels.backends.triton.launch import describable
 
 from .problems import GATE_FORMS, assert_matches_float64, random_problem
 
@@ -93,6 +95,17 @@ def test_dropout_and_float32_go_the_usual_way(
     assert_matches_float64(problem, torch.float16, dropout_p=0.3)
     assert_matches_float64(problem, torch.float32)
     assert decoded == []
+
+
+def test_offsets_that_an_int32_does_not_hold_go_the_usual_way() -> None:
+    def matrix(rows: int) -> Tensor:
+        return torch.empty(rows, 8, dtype=torch.float16, device="meta")
+
+    most = 2**31 // 128 - 128  # outputs, for 128 rows and a rank of 128
+    assert can_decode(matrix(1), matrix(most - 1), matrix(4), None)
+    assert not can_decode(matrix(1), matrix(most), matrix(4), None)
+    assert describable(matrix(1).as_strided((1, 8), (2**31 - 8, 1)))
+    assert not describable(matrix(1).as_strided((1, 8), (2**31, 1)))
 
 
 def test_strided_rows_of_x_are_read_in_place(

@@ -89,11 +89,13 @@ def test_a_replay_reads_the_gates_and_rows_that_stand_there_now() -> None:
 
 @pytest.mark.parametrize(("d_out", "d_in"), SHAPES)
 def test_a_user_gets_the_same_bits_in_every_batch_of_a_bucket(d_out: int, d_in: int) -> None:
-    problem = served(64, d_out, d_in)
-    together = problem.run()
-    for rows in (64, 48, 40):
-        first = replace(problem, x=problem.x[-rows:].flip(0), gate=problem.gate[-rows:].flip(0))
-        assert torch.equal(first.run().flip(0), together[-rows:])
+    for bucket, numbers in ((16, (16, 5, 1)), (64, (64, 40, 32, 17)), (128, (128, 65))):
+        problem = served(bucket, d_out, d_in)
+        together = problem.run()
+        for rows in numbers:
+            x, gate = problem.x[-rows:].flip(0), problem.gate[-rows:].flip(0)
+            y = replace(problem, x=x, gate=gate).run()
+            assert torch.equal(y.flip(0), together[-rows:]), (bucket, rows)
 
 
 def test_calls_on_two_streams_do_not_disturb_each_other() -> None:

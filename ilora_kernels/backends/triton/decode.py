@@ -1,4 +1,4 @@
-"""A handful of rows, as in serving: ``y = x Wᵀ + bias + h Bᵀ`` at the speed of reading W once.
+"""A handful of rows, as in serving: ``y = x Wᵀ + bias + h Bᵀ``, with W read once.
 
 With T tokens of up to 128, perhaps one a user, the product is bound by reading the weight. Two ways,
 chosen by bucket: ``decode_whole`` is one launch, ``decode_split`` two.
@@ -26,6 +26,7 @@ def can_decode(x: Tensor, weight: Tensor, lora_A: Tensor, dropout: Dropout | Non
     """Whether these kernels take the call: few rows in 16 bits, laid out in units of 16 bytes."""
     return (
         x.shape[0] <= MOST_ROWS
+        and (weight.shape[0] + MOST_RANK) * MOST_ROWS < 2**31  # offsets of partial sums are int32
         and lora_A.shape[0] <= MOST_RANK
         and dropout is None
         and x.dtype != torch.float32

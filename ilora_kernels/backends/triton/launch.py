@@ -86,12 +86,13 @@ def descriptor(matrix: Tensor, block: list[int]) -> TensorDescriptor:
 def describable(matrix: Tensor) -> bool:
     """Whether the copy engine can read this matrix: rows of whole 16-byte units on such addresses.
 
-    A unit is eight elements, in float32 too, so that one hint to the compiler serves all dtypes.
+    A unit is eight elements, in float32 too, so that one hint to the compiler serves all dtypes. The
+    kernels take the distance between rows as an int32.
     """
     row, column = matrix.stride()
     return (
         column == 1
-        and row >= matrix.shape[1]
+        and matrix.shape[1] <= row < 2**31
         and row % 8 == 0
         and matrix.shape[1] % 8 == 0
         and matrix.data_ptr() % 16 == 0
