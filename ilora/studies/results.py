@@ -90,8 +90,8 @@ def _data_set(study: Study, data: str) -> dict[str, Any]:
         "sha256": folder.sha256,
         "tuning": {},
         "curves": {},
+        "chosen": {},
     }
-    told["chosen"] = {}
     rows += _summary(study, data, "un-adapted LLM", [unadapted(study, data)])
     for method in METHODS:
         told["tuning"][method] = _tuning(study, data, method)

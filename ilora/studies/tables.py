@@ -13,7 +13,7 @@ HIT = "hit_ratio_at_1"
 
 
 def blocks(table: dict[str, Any]) -> dict[str, str]:
-    """Name -> Markdown: ``main``, ``tuning``, ``experts``, ``gates``, ``tests`` and ``rows``."""
+    """Name -> Markdown: ``setup``, ``main``, ``tuning``, ``experts``, ``gates``, ``tests``, ``rows``."""
     told = {"setup": _setup(table), "main": _main(table), "tuning": _tuning(table)}
     for part, content in table["parts"].items():
         told[part] = _methods(content["data"], content["rows"])

@@ -16,7 +16,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -65,15 +65,16 @@ class Worker:
         theirs.close()
 
     def begin(self, task: Task) -> None:
-        """Hand a task over."""
+        """Hand a task over; a process that has ended meanwhile gives no result."""
         self.task, self.started = task, time.monotonic()
-        self.connection.send((task.call, task.arguments))
+        with suppress(BrokenPipeError):
+            self.connection.send((task.call, task.arguments))
 
     def result(self) -> dict[str, Any] | None:
         """What the task gave; None if the process ended over it."""
         try:
             return self.connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):  # the latter if it never read the task
             self._process.join()
             return None
 
@@ -96,7 +97,8 @@ def work(
     """Do tasks until none is left; what can be done next may depend on what came out.
 
     Args:
-        ready: results by task name -> the tasks that can start, finished and running ones included.
+        ready: results by task name -> the tasks that can start, finished and running ones included; one
+            of two of the same name is done.
         gpus: ids as CUDA_VISIBLE_DEVICES takes them, or ``[None]``.
         jobs: workers for each of them.
         logs: a folder for what the workers print.
@@ -145,7 +147,8 @@ def _hand_out(
 ) -> None:
     """Give every free worker the next task, those on the least loaded GPU first."""
     running = {worker.task.name for worker in workers if worker.task}
-    waiting = [task for task in tasks if task.name not in results and task.name not in running]
+    begun = running | results.keys()
+    waiting = list({task.name: task for task in tasks if task.name not in begun}.values())
     heapq.heapify(waiting)
     while waiting and (free := [worker for worker in workers if worker.task is None]):
         load: dict[str | None, int] = {worker.gpu: 0 for worker in workers}

@@ -11,7 +11,7 @@ from ilora.errors import InputError
 from ilora.studies.plan import Study, StudySettings, all_rows, read_study
 from ilora.studies.run import TEST, ready, ready_rows
 from ilora.studies.tables import blocks, write_into
-from ilora.studies.workers import FAILED, Task, work
+from ilora.studies.workers import FAILED, Task, Worker, work
 from ilora.sweep import MEASURE
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "studies"
@@ -126,6 +126,31 @@ def test_tasks_follow_from_results_and_a_failed_one_stops_no_other(tmp_path: Pat
     assert told["bad"] == {FAILED: "number: it is negative; give another"}
     assert "its process ended" in told["dead"][FAILED]
     assert len(lines) == 4
+
+
+def test_a_task_that_is_listed_twice_is_done_once(tmp_path: Path) -> None:
+    lines: list[str] = []
+    tasks = [Task(0, "a", double, (2,)), Task(0, "a", double, (2,))]
+    told = work(lambda _: tasks, gpus=[None], jobs=2, logs=tmp_path, tell=lines.append)
+    assert told == {"a": {"told": 4}}
+    assert len(lines) == 1
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before its task", "before it reads its task"])
+def test_a_worker_that_ends_early_gives_no_result(tmp_path: Path, late: bool) -> None:
+    worker, task = Worker(None, 1, tmp_path / "log"), Task(0, "a", double, (2,))
+    steps = [lambda: worker.begin(task), lambda: end(worker)]
+    try:
+        for step in steps if late else reversed(steps):
+            step()
+        assert worker.result() is None
+    finally:
+        worker.stop()
+
+
+def end(worker: Worker) -> None:
+    worker._process.kill()
+    worker._process.join()
 
 
 def test_tables_go_between_their_markers_and_the_rest_of_the_page_stays(tmp_path: Path) -> None:
