@@ -91,6 +91,8 @@ def test_all_architectures_compile_without_warnings_or_spills(
     for arch in ("80", "90", "100", "120"):
         if arch in {name.removesuffix("+PTX") for name in record["architectures"]}:
             _check_machine_code(tmp_path / "objects", arch)
+            if int(arch) >= 90:
+                _check_chain(tmp_path / "objects", arch)
     # Nothing changed, so nothing is compiled.
     assert build.build(tmp_path, tmp_path / "objects", strict=True)["seconds"] < 3
 
@@ -98,9 +100,7 @@ def test_all_architectures_compile_without_warnings_or_spills(
 def _check_machine_code(objects: Path, arch: str) -> None:
     """Tensor cores; whole loads and stores of 16 bytes; no register in memory."""
     for name in ("shrink", "expand", "column_sums"):
-        command = [_cuobjdump(), "-sass", f"-arch=sm_{arch}", str(objects / f"{name}.o")]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        functions = done.stdout.split("Function : ")[1:]
+        functions = _machine_code(objects / f"{name}.o", arch)
         assert sum(f"{name}_mma" in function.partition("\n")[0] for function in functions) >= 6
         for function in functions:
             assert not re.search(r" (LDL|STL)[. ]", function)
@@ -110,6 +110,25 @@ def _check_machine_code(objects: Path, arch: str) -> None:
                 assert ("STG.E.128" in function) == (name == "expand")
                 # What an expansion stores, it stores in units of 16 bytes.
                 assert name != "expand" or "STG.E desc" not in function
+
+
+def _check_chain(objects: Path, arch: str) -> None:
+    """Each kernel waits before it touches memory, and only then lets the next one start."""
+    for name in ("shrink", "expand", "column_sums", "finish"):
+        functions = _machine_code(objects / f"{name}.o", arch)
+        assert functions
+        for function in functions:
+            before, wait, after = function.partition("ACQBULK")
+            assert wait
+            assert not re.search(r" (LDG|STG|LD|ST|PREEXIT)[.; ]", before)
+            assert "PREEXIT" in after
+
+
+def _machine_code(file: Path, arch: str) -> list[str]:
+    """The kernels of an object file."""
+    command = [_cuobjdump(), "-sass", f"-arch=sm_{arch}", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.split("Function : ")[1:]
 
 
 def _cuobjdump() -> str:
@@ -147,6 +166,13 @@ def test_every_launcher_is_compiled() -> None:
     names = {path.name for path in build.source_files()}
     assert {path.name for path in (ROOT / "csrc" / "launch").glob("*.cu")} < names
     assert "bindings.cpp" in names
+
+
+def test_every_kernel_waits_first_for_those_before_it() -> None:
+    text = "".join(p.read_text() for p in sorted((ROOT / "csrc" / "kernels").glob("*.cuh")))
+    bodies = re.findall(r"__global__ [^{;]*\{\s*(.*)", text)
+    assert len(bodies) == text.count("__global__ ") == 7
+    assert set(bodies) == {"wait_for_earlier_kernels();"}
 
 
 # ---- Architectures
