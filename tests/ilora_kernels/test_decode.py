@@ -106,6 +106,9 @@ def test_offsets_that_an_int32_does_not_hold_go_the_usual_way() -> None:
     assert not can_decode(matrix(1), matrix(most), matrix(4), None)
     assert describable(matrix(1).as_strided((1, 8), (2**31 - 8, 1)))
     assert not describable(matrix(1).as_strided((1, 8), (2**31, 1)))
+    wide = torch.empty(2**12, 2**19, dtype=torch.float16, device="meta")
+    assert backend._factor(wide[:-1, :16]).stride(0) == 2**19
+    assert backend._factor(wide[:, :16]).stride(0) == 16  # a copy
 
 
 def test_strided_rows_of_x_are_read_in_place(

@@ -134,7 +134,7 @@ def _rows(matrix: Tensor) -> Tensor:
 
 def _factor(matrix: Tensor) -> Tensor:
     """A thin factor that the copy engine can read: zeros fill its rows to multiples of eight."""
-    if describable(matrix):
+    if describable(matrix) and matrix.shape[0] * matrix.stride(0) < 2**31:  # offsets are int32
         return matrix
     padded = matrix.new_zeros((matrix.shape[0], -(-matrix.shape[1] // 8) * 8))
     padded[:, : matrix.shape[1]] = matrix
