@@ -85,6 +85,31 @@ def test_a_graph_of_forward_and_backward_replays_with_new_gates_and_inputs(
             assert torch.equal(replayed, expected)
 
 
+@pytest.mark.parametrize("rows", [8, 512])
+def test_layers_chained_in_a_graph_give_the_bits_of_layers_one_by_one(rows: int) -> None:
+    """Each kernel starts beside the end of the one whose results it reads."""
+    size = {"instances": 8, "length": rows // 8, "d_in": 1024, "d_out": 1024}
+    layers = [on_gpu("instance", **LARGE | size) for _ in range(12)]
+    first = layers[0].x.requires_grad_()
+
+    def chain(*, apart: bool) -> list[Tensor]:
+        y = first
+        for layer in layers:
+            y = replace(layer, x=y, bias=None).run()
+            if apart:
+                torch.cuda.synchronize()
+        (dx,) = torch.autograd.grad(y, first, torch.ones_like(y))
+        return [y.detach(), dx]
+
+    expected = chain(apart=True)
+    assert all(tensor.isfinite().all() for tensor in expected)
+    graph, outputs = captured(lambda: chain(apart=False))
+    for _ in range(50):
+        graph.replay()
+        for found in (outputs, chain(apart=False)):
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_a_side_stream_is_the_one_that_is_used() -> None:
     problem = on_gpu("instance", **LARGE)
     expected = problem.run()
