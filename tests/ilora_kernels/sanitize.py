@@ -83,14 +83,14 @@ def run_triton() -> None:
             problem = random_problem(gate_form, device=DEVICE, rank=16, experts=4, **size)
             assert_matches_float64(problem, torch.float16, dropout_p=dropout_p)
             print(f"{gate_form}, dropout {dropout_p}, fused {fused}", flush=True)
-        # Few rows, both ways; sums of several parts of d_in.
+        # Few rows; sums of several parts of d_in.
         table = configs.load(configs.TUNED_FOLDER / "default.json")
-        for whole, copied in itertools.product((True, False), (True, False)):
-            config = DecodeConfig(whole, 64, 32, 2, 2, copied, 4, 3)
+        for copied in (True, False):
+            config = DecodeConfig(64, 32, 2, 2, copied, 4, 3)
             with configs.using(table | {"decode": [{"config": asdict(config)}]}):
                 problem = random_problem("token", device=DEVICE, rank=16, experts=4, **FEW_ROWS)
                 assert_matches_float64(problem, torch.float16)
-            print(f"few rows, whole {whole}, copy engine {copied}", flush=True)
+            print(f"few rows, copy engine {copied}", flush=True)
         # Many rows of few columns: sums split over programs.
         narrow = random_problem("instance", device=DEVICE, length=600, d_in=16, d_out=24)
         assert_matches_float64(narrow, torch.float32, dropout_p=0.3)

@@ -1,4 +1,4 @@
-"""Few rows, as in serving: both ways of decoding, on every gate form, and which calls they take."""
+"""Few rows, as in serving: decoding on every gate form, and which calls they take."""
 
 from __future__ import annotations
 
@@ -21,13 +21,11 @@ from .problems import GATE_FORMS, assert_matches_float64, random_problem
 
 # Two and a bit tiles of d_out, and a d_in that no step divides.
 SIZE = {"instances": 7, "length": 3, "d_in": 456, "d_out": 136, "rank": 6, "experts": 3}
-SMALL = DecodeConfig(False, 64, 32, 2, 2, True, 4, 3)
+SMALL = DecodeConfig(64, 32, 2, 2, True, 4, 3)
 WAYS = {
-    "split": SMALL,
-    "split-pointers": replace(SMALL, copy_engine=False),
+    "descriptors": SMALL,
+    "pointers": replace(SMALL, copy_engine=False),
     "uncut": replace(SMALL, block_k=256),
-    "whole": replace(SMALL, whole=True),
-    "whole-pointers": replace(SMALL, whole=True, copy_engine=False),
 }
 
 

@@ -71,7 +71,6 @@ class PassConfig:
 class DecodeConfig:
     """How few rows meet a weight (see ``decode``)."""
 
-    whole: bool  # one launch, x Aᵀ in every program; else d_in is cut, and summed after
     block_n: int  # rows of the weight
     block_k: int
     blocks: int  # programs a multiprocessor that the cuts of d_in aim at

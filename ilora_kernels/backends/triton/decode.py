@@ -1,7 +1,7 @@
 """A handful of rows, as in serving: ``y = x Wᵀ + bias + h Bᵀ``, with W read once.
 
-With T tokens of up to 128, perhaps one a user, the product is bound by reading the weight. Two ways,
-chosen by bucket: ``decode_whole`` is one launch, ``decode_split`` two.
+With T tokens of up to 128, perhaps one a user, the product is bound by reading the weight, and a tile of
+``linear`` would leave most multiprocessors idle (see ``decode_split``).
 
 How d_in is cut and summed follows from the shape of W and the bucket alone, so that a row of y has the
 same bits in every batch of that bucket. Nothing is kept between calls: calls on several streams,
@@ -16,7 +16,6 @@ from torch import Tensor
 from ilora_kernels.backends.triton.adapter import Dropout, Gating
 from ilora_kernels.backends.triton.configs import DecodeConfig, choose
 from ilora_kernels.backends.triton.decode_split import decode_split
-from ilora_kernels.backends.triton.decode_whole import decode_whole
 from ilora_kernels.backends.triton.launch import current_device, describable
 
 MOST_ROWS, MOST_RANK = 128, 128
@@ -49,5 +48,4 @@ def decode(
 ) -> None:
     """Write ``y [T, d_out]`` and, in float32, ``xa = x Aᵀ [T, R]``."""
     config: DecodeConfig = choose("decode", x.shape[0], lora_A.shape[0], current_device())
-    way = decode_whole if config.whole else decode_split
-    way(x, weight, bias, lora_A, lora_B, gating, xa, y, config)
+    decode_split(x, weight, bias, lora_A, lora_B, gating, xa, y, config)

@@ -1,4 +1,4 @@
-"""What both ways of decoding share: starting early, reading blocks, and writing rows of y.
+"""The steps of decoding: starting early, reading blocks, and writing rows of y.
 
 W's rows are the tall operand of the tensor cores and the T rows of x the narrow one; sums are float32.
 """
