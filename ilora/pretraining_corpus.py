@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,14 +11,10 @@ from torch.utils.data import Dataset
 
 from ilora.data.collation import Batch, Collator, RecommendationDataset
 from ilora.data.prompts import IGNORED_LABEL, NO_ITEM, Example, PromptBuilder
-from ilora.data.wordings import WORDINGS
 from ilora.errors import InputError
 
 BATCHES_PER_CHUNK = 8  # enough to sort: 4 % of the positions are padding; few enough to start soon
 REPEATED = 0.5  # share of a disguised prompt's items that are spelled like an earlier one
-RELATED = 0.5  # share of the disguised prompts whose answer begins like a title of the history
-LONGEST_STRETCH = 3  # times the length of its titles that a disguised prompt's can have
-LATEST = 3  # titles of the history that such an answer can begin like
 WORDING_TITLES = 8  # the words around the lists cost about as many tokens as this many titles
 
 
@@ -50,8 +46,8 @@ class PretrainingCorpus(Dataset[list[Batch]]):
 
     Rows of all data sets are mixed and visited in a new order every epoch, with new negatives
     and wordings; prompts grow as :func:`prompt_length` says, and a share of them is disguised
-    (:func:`disguise`) and speaks of any domain. Item ``i`` depends on the arguments and ``i`` alone,
-    never on what was read before it, so that any number of workers gives the same run.
+    (:func:`disguise`). Item ``i`` depends on the arguments and ``i`` alone, never on what was read
+    before it, so that any number of workers gives the same run.
     """
 
     def __init__(
@@ -66,7 +62,6 @@ class PretrainingCorpus(Dataset[list[Batch]]):
         seed: int,
     ) -> None:
         self._datasets = list(datasets)
-        self._speaking = [[dataset.speaking(domain) for domain in WORDINGS] for dataset in datasets]
         self._collator = collator
         self._disguised = disguised
         self._seed = seed
@@ -105,18 +100,15 @@ class PretrainingCorpus(Dataset[list[Batch]]):
             self._order = epoch, rng.permutation(int(self._first_rows[-1]))
         row = int(self._order[1][position])
         which = int(np.searchsorted(self._first_rows, row, side="right")) - 1
-        rng = np.random.default_rng((self._seed, number, 1))
-        disguised = rng.random() < self._disguised
         dataset = self._datasets[which]
-        if disguised:  # its titles mean nothing, so its words can be of any domain
-            dataset = self._speaking[which][int(rng.integers(len(WORDINGS)))]
         dataset.set_epoch(epoch)
         example = dataset.short_example(
             row - int(self._first_rows[which]),
             min(length.num_candidates, dataset.num_candidates),
             length.max_history,
         )
-        if not disguised:
+        rng = np.random.default_rng((self._seed, number, 1))
+        if rng.random() >= self._disguised:
             return example
         return disguise(example, dataset.builder, self._ordinary_ids, rng)
 
@@ -133,25 +125,15 @@ def disguise(
     on a catalogue that it has not seen. A title that never occurred before and never will again
     can only be copied: such prompts teach to look a title up and spell it out, and every token of
     the vocabulary to be copied. Some items share a spelling, so that titles recur within a prompt
-    and there is something to copy in its lists too, not in the answer alone.
-
-    In half of them the answer, and no other candidate, begins like one of the last three titles of
-    the history: to choose by comparing candidates with the history, too, can be learnt from titles
-    that mean nothing. Which candidate is right in the others cannot. Some prompts have titles twice
-    or three times as long, for catalogues of longer titles.
+    and there is something to copy in its lists too, not in the answer alone. Which candidate is
+    right is left to the other prompts.
 
     Raises:
         InputError: a tokenizer that spells a title differently in a list and in an answer.
     """
-    target, history = _target(example, builder), set(example.history)
-    related = bool(history) and target not in history and rng.random() < RELATED
-    alike = int(rng.choice(example.history[-LATEST:])) if related else None
-    stretch = int(rng.integers(1, LONGEST_STRETCH + 1))
+    input_ids, labels = list(example.input_ids), list(example.labels)
     spelling: dict[int, list[int]] = {}
-    known: dict[tuple[int, bool], list[list[int]]] = {}
-    input_ids: list[int] = []
-    item_ids: list[int] = []
-    done = 0  # tokens of the example that are behind us
+    by_length: dict[int, list[list[int]]] = {}
     for place, item in enumerate(example.item_ids):
         if item == NO_ITEM:
             continue
@@ -163,31 +145,29 @@ def disguise(
                 "answer; pre-train with disguised=0"
             )
         if item not in spelling:
-            length = len(title) * stretch
-            apart = related and item not in history  # candidates unlike the history
-            spellings = known.setdefault((length, apart), [])
-            if not spellings or rng.random() >= REPEATED:
-                spellings.append(rng.choice(ordinary_ids, length).tolist())
-            spelling[item] = spellings[int(rng.integers(len(spellings)))]
-            if item == target and alike is not None:
-                shared = int(rng.integers(1, min(length, len(spelling[alike])) + 1))
-                spelling[item] = spelling[alike][:shared] + spelling[item][shared:]
-        input_ids += example.input_ids[done:start] + spelling[item] + [example.input_ids[place]]
-        item_ids += [NO_ITEM] * (len(input_ids) - 1 - len(item_ids)) + [item]
-        done = place + 1
-    answer = spelling[target] + example.labels[-1:]
-    input_ids += example.input_ids[done : example.labels.count(IGNORED_LABEL)]
-    labels = [IGNORED_LABEL] * len(input_ids) + answer
-    input_ids += answer
-    item_ids += [NO_ITEM] * (len(input_ids) - len(item_ids))
-    return Example(input_ids, item_ids, labels, example.history)
+            known = by_length.setdefault(len(title), [])
+            if not known or rng.random() >= REPEATED:
+                known.append(rng.choice(ordinary_ids, len(title)).tolist())
+            spelling[item] = known[int(rng.integers(len(known)))]
+        input_ids[start:place] = spelling[item]
+    return _with_answer_of(example, builder, spelling, input_ids, labels)
 
 
-def _target(example: Example, builder: PromptBuilder) -> int:
-    """The shown item, a candidate if there is one, whose title is the answer."""
-    answer = [label for label in example.labels if label != IGNORED_LABEL]
-    shown = [item for item in reversed(example.item_ids) if item != NO_ITEM]
-    return next(item for item in shown if builder.answer_ids(item) == answer)
+def _with_answer_of(
+    example: Example,
+    builder: PromptBuilder,
+    spelling: dict[int, list[int]],
+    input_ids: list[int],
+    labels: list[int],
+) -> Example:
+    answer = [label for label in labels if label != IGNORED_LABEL]
+    shown = {item for item in example.item_ids if item != NO_ITEM}
+    targets = [item for item in shown if builder.answer_ids(item) == answer]
+    new = spelling[targets[0]] + answer[-1:]
+    start = len(labels) - len(answer)
+    input_ids[start:] = new
+    labels[start:] = new
+    return replace(example, input_ids=input_ids, labels=labels)
 
 
 def ordinary_ids(builder: PromptBuilder) -> NDArray[np.int64]:

@@ -129,15 +129,6 @@ class RecommendationDataset(Dataset[Example]):
         ]
         return other
 
-    def speaking(self, domain: str) -> RecommendationDataset:
-        """The same rows in prompts whose words are those of another domain."""
-        other = copy.copy(self)
-        own = self.builder
-        other.builder = PromptBuilder(
-            own.tokenizer, own.catalog, domain, own.window, placeholders=own.placeholders
-        )
-        return other
-
     def set_epoch(self, epoch: int) -> None:
         """Draw training rows anew from ``(seed, epoch, row)``; accelerate's loaders call this."""
         self.epoch = epoch
