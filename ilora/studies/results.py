@@ -3,6 +3,7 @@
 ``study.json``:
     settings, base, versions, devices
     data.NAME.rows        one a method: figures of each seed, mean over them, interval over users
+    data.NAME.read_by_llm whether the language model has read its training rows
     data.NAME.tuning      validation HitRatio@1 of every rate
     data.NAME.curves      training loss of LoRA and iLoRA, by seed
     parts.NAME            rows of the experts and of the gates
@@ -88,6 +89,7 @@ def _data_set(study: Study, data: str) -> dict[str, Any]:
     told: dict[str, Any] = {
         "name": folder.name,
         "sha256": folder.sha256,
+        "read_by_llm": data in study.settings.base.data,
         "tuning": {},
         "curves": {},
         "chosen": {},

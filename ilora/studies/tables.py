@@ -53,7 +53,8 @@ def _setup(table: dict[str, Any]) -> str:
             "language model",
             f"{base['num_parameters']:,} parameters, vocabulary {base['vocab_size']:,}, "
             f"{training['steps']:,} steps, {training['tokens']:,} tokens, {training['seconds']:.0f} s, "
-            f"read {', '.join(folder['name'] for folder in base['folders'])} and made-up titles",
+            f"read the training rows of {', '.join(folder['name'] for folder in base['folders'])}, "
+            f"{settings['base']['disguised']:.0%} of the prompts with titles of random tokens",
         ),
         (
             "adapters",
@@ -71,7 +72,9 @@ def _main(table: dict[str, Any]) -> str:
     parts = []
     for data, told in table["data"].items():
         n = told["rows"][1]["rank"]["n"]
-        parts.append(f"**{data}**, n = {n:,}\n\n{_methods(data, told['rows'], heading=False)}")
+        read = "training rows read by" if told["read_by_llm"] else "a catalogue never seen by"
+        heading = f"**{data}**, n = {n:,}; {read} the language model"
+        parts.append(f"{heading}\n\n{_methods(data, told['rows'], heading=False)}")
     return "\n\n".join(parts)
 
 

@@ -17,7 +17,7 @@ from ilora.data.catalog import Catalog
 from ilora.data.collation import Collator, RecommendationDataset
 from ilora.data.folder import DataFolder, write_folder
 from ilora.data.prompts import Example, PromptBuilder
-from ilora.data.sequences import UserSequence
+from ilora.data.sequences import SPLITS, Row, Split, UserSequence
 from ilora.errors import InputError
 from ilora.pretraining import (
     evenly_spaced,
@@ -86,6 +86,28 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_other_weights(
     )
     files = [(tmp_path / name / "tokenizer.json").read_bytes() for name in "ab"]
     assert files[0] == files[1]
+
+
+def test_a_base_model_learns_from_training_rows_alone(folder: DataFolder, tmp_path: Path) -> None:
+    def weights(name: str, *changed: Split) -> dict[str, torch.Tensor]:
+        """Of a base model made from the folder with the histories of some splits turned around."""
+        rows = {split: list(folder.rows(split)) for split in SPLITS}
+        for split in changed:
+            rows[split] = [Row(row.user, row.history[::-1], row.target) for row in rows[split]]
+        data = write_folder(
+            tmp_path / f"{name}-data",
+            name="made-up",
+            domain="movie",
+            catalog=folder.catalog,
+            rows=rows,
+            split_rule="as that of another",
+        )
+        build_base_llm([data], tmp_path / name, pretrain_steps=2, batch_size=4)
+        return load_file(tmp_path / name / "model.safetensors")
+
+    plain, others, train = weights("a"), weights("b", "val", "test"), weights("c", "train")
+    assert all(torch.equal(plain[key], others[key]) for key in plain)
+    assert not all(torch.equal(plain[key], train[key]) for key in plain)
 
 
 def test_building_leaves_the_global_generator_alone(folder: DataFolder, tmp_path: Path) -> None:

@@ -54,10 +54,12 @@ def test_the_studies_of_the_repository_are_sound_and_tune_both_methods_alike(fil
         assert counts[0] == counts[1] == len(own.settings.learning_rates) * len(own.settings.seeds)
 
 
-def test_a_language_model_that_has_read_what_it_is_measured_on_is_refused(tmp_path: Path) -> None:
+def test_a_part_on_another_data_set_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
-    file.write_text("{base: {data: [one]}, data: [one], learning_rates: [1.0e-3], seeds: [0]}")
-    with pytest.raises(InputError, match="would have seen it"):
+    file.write_text(
+        "{base: {data: [old]}, data: [one], learning_rates: [1.0e-3], seeds: [0], gates: {data: two}}"
+    )
+    with pytest.raises(InputError, match="'two' is not one of the study's data sets"):
         read_study(file)
 
 
@@ -167,13 +169,14 @@ def test_tables_go_between_their_markers_and_the_rest_of_the_page_stays(tmp_path
     comparison = {"first": "ilora", "second": "lora", "n": 1000, "difference": 0.05,
                   "ci95": [0.01, 0.09], "mcnemar_p": None,
                   "permutation_p": 0.00001, "holm": 0.02}  # fmt: skip
+    told = {"rows": rows, "tuning": {"ilora": {"0.001": 0.5}}, "chosen": {"ilora": 1e-3}}
     table = {
         "settings": study().settings.model_dump(mode="json"),
         "base": {"num_parameters": 10, "vocab_size": 5, "pretraining": None,
                  "folders": [{"name": "old"}]},
         "versions": {"torch": "2"},
         "devices": ["cpu"],
-        "data": {"one": {"rows": rows, "tuning": {"ilora": {"0.001": 0.5}}, "chosen": {"ilora": 1e-3}}},
+        "data": {name: told | {"read_by_llm": name == "two"} for name in ("one", "two")},
         "parts": {},
         "comparisons": {"iLoRA and LoRA": [comparison]},
     }  # fmt: skip
@@ -181,9 +184,10 @@ def test_tables_go_between_their_markers_and_the_rest_of_the_page_stays(tmp_path
     page.write_text("before\n<!-- begin main -->\nold\n<!-- end main -->\nafter\n")
     write_into(page, table)
     text = page.read_text()
-    assert text.startswith("before\n<!-- begin main -->\n**one**, n = 1,000")
+    assert text.startswith("before\n<!-- begin main -->\n**one**, n = 1,000; a catalogue never seen by the")
     assert text.endswith("<!-- end main -->\nafter\n")
     assert ".250 [.200, .300]" in text
+    assert "**two**, n = 1,000; training rows read by the language model" in text
     assert "1.000" in text
     assert "old" not in text
     assert "**.500**" in blocks(table)["tuning"]
