@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ilora.evaluation.metrics import ranking_values
 from ilora.evaluation.paired import holm, is_binary, mcnemar, permutation_p
 from ilora.evaluation.records import METRICS_FILE, PREDICTIONS_FILE, evaluation_folder
 from ilora.evaluation.statistics import FloatArray, bootstrap_interval
+from ilora.tables import counted
 
 HIT = "hit"
 
@@ -134,6 +135,19 @@ def average(several: Sequence[Answers], name: str) -> Answers:
     return Answers(name, several[0].rows, several[0].data, values)
 
 
+def cut_encoders(methods: Sequence[Answers], of_encoder: Sequence[bool]) -> list[Answers]:
+    """Encoders' answers cut to the first rows of a split that the runs beside them have answered.
+
+    An encoder is measured on a whole split, a run with ``--max-rows`` on its first rows.
+    """
+    counts = {len(one.rows) for one, own in zip(methods, of_encoder, strict=True) if not own}
+    n = min(counts, default=None)
+    return [
+        replace(one, rows=one.rows[:n], values=one.values[:n]) if own else one
+        for one, own in zip(methods, of_encoder, strict=True)
+    ]
+
+
 def compare(
     methods: Sequence[Answers], *, seed: int = 0, first_only: bool = False
 ) -> list[Comparison]:
@@ -184,7 +198,7 @@ def _require_same_rows(first: Answers, second: Answers) -> None:
         )
     if first.rows != second.rows:
         raise InputError(
-            f"runs: {first.name} ({len(first.rows)} rows) and {second.name} ({len(second.rows)} rows) "
-            "were not measured on the same rows and candidates; evaluate both with one --split, "
-            "--min-history and --max-rows"
+            f"runs: {first.name} ({counted(len(first.rows), 'row')}) and {second.name} "
+            f"({counted(len(second.rows), 'row')}) were not measured on the same rows and candidates; "
+            "evaluate both with one --split, --min-history and --max-rows"
         )

@@ -21,7 +21,7 @@ from ilora.files import atomic_file, write_json
 from ilora.gate_map import GateMap
 from ilora.plots import Bar, Curve, draw_bars, draw_gates, draw_losses
 from ilora.seeds import SeedRow
-from ilora.tables import TABLE_STYLE
+from ilora.tables import TABLE_STYLE, fit_names
 
 REPORT_FILE = "report.md"
 JSON_FILE = "report.json"
@@ -127,9 +127,10 @@ def print_table(
             overflow="fold",
             no_wrap=number > 0,  # a narrow terminal folds names, never figures
         )
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row.cells()))  # brackets are text, not markup
-    (console or Console()).print(table)
+    console = console or Console()
+    for cells in fit_names(COLUMNS, [row.cells() for row in rows], console.width):
+        table.add_row(*(Text(cell) for cell in cells))  # brackets are text, not markup
+    console.print(table)
 
 
 def write_report(

@@ -40,11 +40,13 @@ def require_free(out: Path, settings: RunSettings, resume: bool) -> None:
     try:
         recorded = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
-        raise InputError(f"resume: {file} is not sound YAML; restore it") from None
+        raise InputError(
+            f"out: {file} is not sound YAML; restore it, or choose a new folder"
+        ) from None
     key = _first_difference(recorded, settings.model_dump(mode="json"))
     if key is not None:
         raise InputError(
-            f"resume: {key} differs from the run in {out}; give the settings in {file}, or choose a "
+            f"out: {key} differs from the run in {out}; give the settings in {file}, or choose a "
             "new folder"
         )
 

@@ -48,16 +48,21 @@ def compare(
 ) -> None:
     """Test whether runs differ on the same users: McNemar, paired permutation, Holm."""
     from ilora.comparison import compare as test
+    from ilora.comparison import cut_encoders
     from ilora.files import write_json
+    from ilora.tables import counted
 
     label = f"{split}-{decode}"
     names = _names(runs)
     folders = [_folders(run, label) for run in runs]
     methods = [_read(own, name, measure) for own, name in zip(folders, names, strict=True)]
+    methods = cut_encoders(
+        methods, [all(folder.name.endswith("-encoder") for folder in own) for own in folders]
+    )
     found = test(methods, seed=seed, first_only=first_only)
     # A run can be the folder of any evaluation, whatever the label says.
     told = ", ".join(sorted({folder.name for own in folders for folder in own}))
-    _print(found, f"{told}, {measure}: {found[0].n:,} rows")
+    _print(found, f"{told}, {measure}: {counted(found[0].n, 'row')}")
     if out is not None:
         write_json(
             out,
@@ -93,11 +98,11 @@ def _print(found: list[Comparison], title: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from ilora.tables import TABLE_STYLE, figure
+    from ilora.tables import TABLE_STYLE, fit_names
 
     table = Table(title=Text(title), title_justify="left", **TABLE_STYLE)
-    table.add_column("runs", overflow="fold")
-    headings = (
+    heads = (
+        "runs",
         "mean",
         "difference\n[95 %]",
         "right\nalone",
@@ -105,21 +110,28 @@ def _print(found: list[Comparison], title: str) -> None:
         "p\npermuted",
         "p\nHolm",
     )
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for one in found:
-        alone = "–" if one.only_first is None else f"{one.only_first}\n{one.only_second}"
-        cells = (
-            f"{one.first}\n{one.second}",
-            f"{figure(one.mean_first)}\n{figure(one.mean_second)}",
-            f"{one.difference:+.3f}\n[{one.ci95[0]:+.3f}, {one.ci95[1]:+.3f}]",
-            alone,
-            _p(one.mcnemar_p),
-            _p(one.permutation_p),
-            _p(one.holm),
+    for number, head in enumerate(heads):
+        table.add_column(
+            head, justify="right" if number else "left", overflow="fold", no_wrap=number > 0
         )
-        table.add_row(*(Text(cell) for cell in cells))
-    Console().print(table)
+    console = Console()
+    rows = [row for one in found for row in _rows(one)]
+    for number, cells in enumerate(fit_names(heads, rows, console.width)):
+        table.add_row(*(Text(cell) for cell in cells), end_section=number % 2 == 1)
+    console.print(table)
+
+
+def _rows(one: Comparison) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """A row for each of the two, so that a name of several lines stays beside its own figures."""
+    from ilora.tables import figure
+
+    alone = ["–" if count is None else f"{count:,}" for count in (one.only_first, one.only_second)]
+    p_values = [_p(p) for p in (one.mcnemar_p, one.permutation_p, one.holm)]
+    low, high = one.ci95
+    return (
+        (one.first, figure(one.mean_first), f"{one.difference:+.3f}", alone[0], *p_values),
+        (one.second, figure(one.mean_second), f"[{low:+.3f}, {high:+.3f}]", alone[1], "", "", ""),
+    )
 
 
 def _p(value: float | None) -> str:

@@ -67,7 +67,9 @@ def run(
             collect(study)
             typer.echo(f"wrote {out / STUDY_FILE}", err=True)
     if failed := [name for name, told in results.items() if FAILED in told]:
-        typer.echo(f"{len(failed)} tasks failed: {', '.join(failed)}", err=True)
+        from ilora.tables import counted
+
+        typer.echo(f"{counted(len(failed), 'task')} failed: {', '.join(failed)}", err=True)
         raise typer.Exit(1)
 
 

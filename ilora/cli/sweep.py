@@ -120,33 +120,34 @@ def _print(table: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from ilora.tables import TABLE_STYLE, figure, print_pairs
+    from ilora.tables import TABLE_STYLE, counted, figure, fit_names, print_pairs
 
     trials = Table(title="Trials", title_justify="left", **TABLE_STYLE)
-    for heading in (
-        "variant",
-        "rate",
-        "seed",
-        "validation\nHitRatio@1",
-        "validation\nloss",
-        "seconds",
-    ):
-        trials.add_column(heading, justify="left" if heading == "variant" else "right")
+    heads = ("variant", "rate", "seed", "validation\nHitRatio@1", "validation\nloss", "seconds")
+    for number, head in enumerate(heads):
+        trials.add_column(
+            head, justify="right" if number else "left", overflow="fold", no_wrap=number > 0
+        )
+    rows = []
     for trial in table["trials"]:
         val = trial.get("val", {})
-        cells = (
-            trial["variant"],
-            f"{trial['learning_rate']:g}",
-            str(trial["seed"]),
-            figure(val.get("hit_ratio_at_1")) if val else trial["status"],
-            figure(val.get("loss")),
-            f"{trial['seconds']:,.0f}",
+        rows.append(
+            (
+                trial["variant"],
+                f"{trial['learning_rate']:g}",
+                str(trial["seed"]),
+                figure(val.get("hit_ratio_at_1")) if val else trial["status"],
+                figure(val.get("loss")),
+                f"{trial['seconds']:,.0f}",
+            )
         )
+    console = Console()
+    for cells in fit_names(heads, rows, console.width):
         trials.add_row(*(Text(cell) for cell in cells))
-    Console().print(trials)
+    console.print(trials)
     pairs = []
     for row in table["test"]:
-        name = f"{row['variant']} at {row['learning_rate']:g}, {len(row['seeds'])} seeds"
+        name = f"{row['variant']} at {row['learning_rate']:g}, {counted(len(row['seeds']), 'seed')}"
         for split in ("val", "test"):
             told = row[split]
             sd = "" if told["sd"] is None else f" ± {told['sd']:.3f}"

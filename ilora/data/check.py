@@ -95,7 +95,7 @@ class FolderReport:
                 (
                     f"{split} rows",
                     f"{self.rows[split]:,} ({self.rows_min_history_3[split]:,} with history ≥ "
-                    f"{PAPER_MIN_HISTORY}; {self.users[split]:,} known users)",
+                    f"{PAPER_MIN_HISTORY}; known users: {self.users[split]:,})",
                 )
             )
         if self.sequence_lengths is not None:

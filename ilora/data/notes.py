@@ -116,4 +116,4 @@ def _split_notes(split: Split, rows: Sequence[Row]) -> list[Note]:
 
 
 def _met(*counted: tuple[str, int, str]) -> list[Note]:
-    return [Note(kind, count, f"{count:,} {text}") for kind, count, text in counted if count]
+    return [Note(kind, count, f"{text}: {count:,}") for kind, count, text in counted if count]

@@ -10,7 +10,7 @@ A study makes one language model, an encoder for each data set, and then runs in
    their number of trials equal.
 
 The language model reads training rows alone, never those of a validation or test split. A data set
-that is named in ``base`` is a catalogue that it knows when it is measured there, as the tables say.
+that is named in ``base`` is thus one that it knows when it is measured there, as the tables say.
 """
 
 from __future__ import annotations

@@ -75,6 +75,7 @@ def _has_encoder(study: Study, data: str) -> bool:
 
 
 def _data_set(study: Study, data: str) -> dict[str, Any]:
+    read = {folder["sha256"] for folder in read_json(study.base / RECORD)["folders"]}
     folder = DataFolder.open(study.data_root / data)
     encoder = read_json(study.encoder(data) / METRICS_FILE)
     least = study.settings.training.min_history
@@ -89,7 +90,7 @@ def _data_set(study: Study, data: str) -> dict[str, Any]:
     told: dict[str, Any] = {
         "name": folder.name,
         "sha256": folder.sha256,
-        "read_by_llm": data in study.settings.base.data,
+        "read_by_llm": folder.sha256 in read,
         "tuning": {},
         "curves": {},
         "chosen": {},

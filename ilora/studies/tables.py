@@ -48,13 +48,18 @@ def write_into(page: Path, table: dict[str, Any]) -> None:
 def _setup(table: dict[str, Any]) -> str:
     base, settings = table["base"], table["settings"]
     training = base["pretraining"] or {"steps": 0, "tokens": 0, "seconds": 0.0}
+    disguised = settings["base"]["disguised"]
     lines = [
         (
             "language model",
             f"{base['num_parameters']:,} parameters, vocabulary {base['vocab_size']:,}, "
             f"{training['steps']:,} steps, {training['tokens']:,} tokens, {training['seconds']:.0f} s, "
-            f"read the training rows of {', '.join(folder['name'] for folder in base['folders'])}, "
-            f"{settings['base']['disguised']:.0%} of the prompts with titles of random tokens",
+            f"read the training rows of {', '.join(folder['name'] for folder in base['folders'])}"
+            + (
+                f", {disguised:.0%} of the prompts with titles of random tokens"
+                if disguised
+                else ""
+            ),
         ),
         (
             "adapters",
@@ -72,8 +77,8 @@ def _main(table: dict[str, Any]) -> str:
     parts = []
     for data, told in table["data"].items():
         n = told["rows"][1]["rank"]["n"]
-        read = "training rows read by" if told["read_by_llm"] else "a catalogue never seen by"
-        heading = f"**{data}**, n = {n:,}; {read} the language model"
+        read = "has read its training rows" if told["read_by_llm"] else "has read no row of it"
+        heading = f"**{data}**, n = {n:,}; the language model {read}"
         parts.append(f"{heading}\n\n{_methods(data, told['rows'], heading=False)}")
     return "\n\n".join(parts)
 

@@ -137,6 +137,23 @@ def test_a_trained_encoder_is_compared_with_an_evaluated_model(
     assert (one["n"], one["mean_first"]) == (ranking["n"], ranking["hr@1"])
 
 
+def test_an_encoder_is_compared_on_the_rows_that_a_run_of_fewer_has(tmp_path: Path) -> None:
+    encoder = write(tmp_path / "sasrec", HITS["a"], label="test-encoder")
+    runs = [write(tmp_path / name, HITS[name][:4], label="test-free-first-4") for name in "bc"]
+    folders = [run / "evaluation" / "test-free-first-4" for run in runs]
+    done = run("compare", encoder, *folders, "--out", tmp_path / "table.json")
+    assert done.exit_code == 0, done.output
+    assert "4 rows" in done.stdout
+    first = json.loads((tmp_path / "table.json").read_text())["comparisons"][0]
+    assert first["n"] == 4
+    assert first["mcnemar_p"] == mcnemar(HITS["a"][:4], HITS["b"][:4]).p
+    other = write(tmp_path / "other", HITS["c"][:4], line={"target": 4})
+    done = run("compare", encoder, other)
+    assert "were not measured on the same rows" in done.stderr
+    done = run("compare", folders[0], write(tmp_path / "whole", HITS["c"]))
+    assert "were not measured on the same rows" in done.stderr
+
+
 def test_a_run_with_fewer_rows_is_refused(tmp_path: Path) -> None:
     first, second = write(tmp_path / "a", HITS["a"]), write(tmp_path / "b", HITS["b"][:9])
     folders = [find_evaluation(run, "test-free") for run in (first, second)]

@@ -184,10 +184,12 @@ def test_tables_go_between_their_markers_and_the_rest_of_the_page_stays(tmp_path
     page.write_text("before\n<!-- begin main -->\nold\n<!-- end main -->\nafter\n")
     write_into(page, table)
     text = page.read_text()
-    assert text.startswith("before\n<!-- begin main -->\n**one**, n = 1,000; a catalogue never seen by the")
+    assert text.startswith(
+        "before\n<!-- begin main -->\n**one**, n = 1,000; the language model has read no"
+    )
     assert text.endswith("<!-- end main -->\nafter\n")
     assert ".250 [.200, .300]" in text
-    assert "**two**, n = 1,000; training rows read by the language model" in text
+    assert "**two**, n = 1,000; the language model has read its training rows" in text
     assert "1.000" in text
     assert "old" not in text
     assert "**.500**" in blocks(table)["tuning"]

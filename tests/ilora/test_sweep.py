@@ -250,7 +250,7 @@ def test_a_trial_of_other_settings_is_refused_before_anything_is_trained(
     done: Done, world: World
 ) -> None:
     out, _ = done
-    with pytest.raises(InputError, match=r"adapter\.rank differs"):
+    with pytest.raises(InputError, match=r"^out: adapter\.rank differs"):
         run_sweep(
             world.settings({"training.max_steps": 2, "training.evaluations": 1, "adapter.rank": 4}),
             out,

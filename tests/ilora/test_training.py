@@ -437,7 +437,7 @@ def test_a_run_is_not_overwritten(world: World, unbroken: TrainingResult) -> Non
 def test_a_run_is_not_resumed_with_other_settings(
     world: World, unbroken: TrainingResult, changes: dict[str, Any], key: str
 ) -> None:
-    with pytest.raises(InputError, match=rf"resume: {key} differs"):
+    with pytest.raises(InputError, match=rf"out: {key} differs"):
         train(world.settings({**LONG, **changes}), unbroken.path.parent, resume=True, device="cpu")
 
 
@@ -457,7 +457,7 @@ def test_damaged_settings_are_refused_in_one_sentence(
     world: World, tmp_path: Path, damage: str
 ) -> None:
     (tmp_path / "settings.yaml").write_text(damage, encoding="utf-8")
-    with pytest.raises(InputError, match="resume: ") as caught:
+    with pytest.raises(InputError, match=r"out: .* (is not sound YAML|differs)") as caught:
         train(world.settings(), tmp_path, resume=True, device="cpu")
     assert "\n" not in str(caught.value)
 
