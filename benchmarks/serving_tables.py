@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from benchmarks.cases import EAGERLY
-from benchmarks.results import Line, geometric_mean
-from benchmarks.serving import NEW_TOKENS, PROMPT_TOKENS
-from benchmarks.tables import (
+from benchmarks.markdown import (
     block,
     group_by_backend,
     group_by_place,
@@ -17,6 +15,8 @@ from benchmarks.tables import (
     place_cells,
     ratio_cell,
 )
+from benchmarks.results import Line, geometric_mean
+from benchmarks.serving import NEW_TOKENS, PROMPT_TOKENS
 
 OUR_LOOP = "static tensors"
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from benchmarks.cases import (
     ANSWER_TOKENS,
@@ -23,11 +22,20 @@ from benchmarks.cases import (
     TRAINING,
     is_narrow,
 )
+from benchmarks.markdown import (
+    Place,
+    block,
+    group_by_backend,
+    group_by_place,
+    grouped,
+    markdown_table,
+    number_cell,
+    of_suite,
+    place_cells,
+    ratio_cell,
+)
 from benchmarks.results import Line, geometric_mean
 
-Key = TypeVar("Key")
-Place = tuple[int, int, int]  # d_out, d_in, T
-NOTHING = "–"
 LARGE_T = 2048  # from here on launching no longer decides
 
 
@@ -152,7 +160,7 @@ def overhead(lines: Sequence[Line]) -> str | None:
     heads = ["microseconds, CPU", "launched", *(way.title for way in WAYS)]
     heads += [f"device: {way.title}" for way in WAYS]
     rows = [["frozen layer", "eager", *_frozen_cells(chosen)]]
-    for (backend, launch), mine in _grouped(
+    for (backend, launch), mine in grouped(
         chosen, lambda line: (str(line["backend"]), str(line["launch"]))
     ):
         found = [_only(mine, way) for way in WAYS]
@@ -258,7 +266,7 @@ def _variants_summary(backend: str, lines: Sequence[Line]) -> str:
     usual = [line for line in lines if not is_narrow(*line.place[:2])]
     ordinary = {_key(line): line["ratio"] for line in usual if _variant(line) == "ordinary"}
     rows = []
-    for (variant, mode), mine in _grouped(usual, lambda line: (_variant(line), str(line["mode"]))):
+    for (variant, mode), mine in grouped(usual, lambda line: (_variant(line), str(line["mode"]))):
         ratios = [line["ratio"] for line in mine]
         pairs = [(line["ratio"], ordinary.get(_key(line))) for line in mine]
         differences = [mine - other for mine, other in pairs if other is not None]
@@ -325,31 +333,11 @@ def _model_note(lines: Sequence[Line]) -> str:
     return note
 
 
-def of_suite(lines: Sequence[Line], suite: str) -> list[Line]:
-    return [line for line in lines if line["suite"] == suite]
-
-
 def _common_places(lines: Sequence[Line]) -> list[Line]:
     """The lines at those shapes and T at which every backend was measured."""
     places = [{line.place for line in mine} for mine in group_by_backend(lines).values()]
     common = set.intersection(*places) if places else set()
     return [line for line in lines if line.place in common]
-
-
-def group_by_backend(lines: Sequence[Line]) -> dict[str, list[Line]]:
-    return dict(_grouped(lines, lambda line: str(line["backend"])))
-
-
-def group_by_place(lines: Sequence[Line]) -> dict[Place, list[Line]]:
-    places = list(dict.fromkeys(line.place for line in lines))
-    return {place: [line for line in lines if line.place == place] for place in places}
-
-
-def _grouped(lines: Sequence[Line], key: Callable[[Line], Key]) -> list[tuple[Key, list[Line]]]:
-    groups: dict[Key, list[Line]] = {}
-    for line in lines:
-        groups.setdefault(key(line), []).append(line)
-    return list(groups.items())
 
 
 def _key(line: Line) -> tuple[object, ...]:
@@ -386,29 +374,5 @@ def _largest(values: Iterable[float]) -> float | None:
     return max(values, default=None)
 
 
-def block(parts: Sequence[str], lines: Sequence[Line]) -> str | None:
-    runs = dict.fromkeys(str(line.run) for line in lines)
-    return "\n\n".join([*parts, *runs]) if parts and lines else None
-
-
-def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, text: int) -> str:
-    """A table whose first ``text`` columns are words and whose others are numbers."""
-    rule = ["---"] * text + ["---:"] * (len(heads) - text)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows))
-
-
-def place_cells(place: Place) -> list[str]:
-    d_out, d_in, tokens = place
-    return [f"{d_out}×{d_in}", str(tokens)]
-
-
 def _us(value: float | None) -> str:
     return number_cell(value, ",.0f" if value is not None and value >= 100 else ".1f")
-
-
-def ratio_cell(value: float | None) -> str:
-    return number_cell(value, ".3f")
-
-
-def number_cell(value: float | None, form: str) -> str:
-    return NOTHING if value is None else format(value, form)
