@@ -14,6 +14,7 @@ from typing import Any
 
 MODULE = "ilora_kernels._cuda"
 RECORD = Path(__file__).parent / "_cuda_build.json"
+NEEDED = {True: ("python", "date", "architectures", "nvcc", "source_hash"), False: ("reason",)}
 REMEDY = "Install again where nvcc is, with ILORA_CUDA=on pip install ."
 
 
@@ -26,10 +27,11 @@ def read(path: Path = RECORD) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        record = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no build record ({error}); install again.") from None
-    if not isinstance(record, dict) or "built" not in record:
+    built = record.get("built") if isinstance(record, dict) else None
+    if not isinstance(built, bool) or not set(NEEDED[built]) <= record.keys():
         raise ValueError(f"{path} is no build record; install again.")
     return record
 

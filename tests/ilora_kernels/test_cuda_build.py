@@ -311,14 +311,26 @@ def test_the_record_of_a_failure_is_told_with_the_remedy(tmp_path: Path) -> None
     path.write_text(json.dumps({"built": False, "reason": "nvcc was not found."}))
     assert "nvcc was not found. Install again" in build_record.why_missing(path)
     assert build_record.summary(path) == build_record.why_missing(path)
-    path.write_text(json.dumps({"built": True, "python": "2.7"}))
+    known = dict.fromkeys(("date", "architectures", "nvcc", "source_hash"), "")
+    path.write_text(json.dumps({"built": True, "python": "2.7"} | known))
     assert "built for Python 2.7, not for this one" in build_record.why_missing(path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}"])
-def test_a_file_that_is_no_record_is_refused(tmp_path: Path, text: str) -> None:
+NO_RECORDS = [
+    b"{",
+    b"[]",
+    b"{}",
+    b"\xee\x00",
+    b'{"built": true}',
+    b'{"built": false}',
+    b'{"built": 2}',
+]
+
+
+@pytest.mark.parametrize("content", NO_RECORDS)
+def test_a_file_that_is_no_record_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "record.json"
-    path.write_text(text)
+    path.write_bytes(content)
     with pytest.raises(ValueError, match="is no build record"):
         build_record.read(path)
 
