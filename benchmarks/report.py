@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.plots import draw_peers, draw_ratios
@@ -18,6 +18,7 @@ from benchmarks.serving_tables import SERVING_BLOCKS
 from benchmarks.tables import BLOCKS
 from ilora.errors import InputError
 from ilora.files import atomic_file
+from ilora.markers import filled, how_to_place
 
 PICTURES = {  # block -> file, caption, and who draws it
     "linear": ("ratios.png", "Time over the frozen layer's, against T", draw_ratios),
@@ -66,34 +67,11 @@ def write_report(
         raise InputError(f"{into} cannot be read: {error.strerror}") from error
     after, homeless = filled(before, blocks)
     if len(homeless) == len(blocks):
-        raise InputError(f"{into} has no place for a table; {_how_to_place(homeless[0])}")
+        raise InputError(f"{into} has no place for a table; {how_to_place(homeless[0])}")
     for name in homeless:
-        print(f"note: {into} has no place for {name!r}; {_how_to_place(name)}", file=sys.stderr)
+        print(f"note: {into} has no place for {name!r}; {how_to_place(name)}", file=sys.stderr)
     with atomic_file(into) as partial:
         partial.write_text(after, encoding="utf-8")
-
-
-def filled(text: str, blocks: Mapping[str, str]) -> tuple[str, list[str]]:
-    """Put each block between its markers; also return the names that have none.
-
-    Raises:
-        InputError: a marker without its partner, or one that is there twice.
-    """
-    homeless = []
-    for name, block in blocks.items():
-        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-        counts = text.count(begin), text.count(end)
-        if counts == (0, 0):
-            homeless.append(name)
-            continue
-        if counts != (1, 1) or text.index(end) < text.index(begin):
-            raise InputError(
-                f"the markers of {name!r} are there {counts[0]} and {counts[1]} times, or in the "
-                f"wrong order; {_how_to_place(name)}"
-            )
-        before, _, rest = text.partition(begin)
-        text = f"{before}{begin}\n{block}\n{end}{rest.partition(end)[2]}"
-    return text, homeless
 
 
 def _blocks(lines: Sequence[Line], folder: Path, beside: Path) -> dict[str, str]:
@@ -109,10 +87,6 @@ def _blocks(lines: Sequence[Line], folder: Path, beside: Path) -> dict[str, str]
                 block = f"![{caption}]({link})\n\n{block}"
         blocks[name] = block
     return blocks
-
-
-def _how_to_place(name: str) -> str:
-    return f"write `<!-- begin {name} -->` and, on a later line, `<!-- end {name} -->` once"
 
 
 if __name__ == "__main__":

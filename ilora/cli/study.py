@@ -99,10 +99,9 @@ def tables(
     ] = None,
 ) -> None:
     """Make the tables of a study."""
-    from ilora.files import read_json
-    from ilora.studies.tables import blocks, write_into
+    from ilora.studies.tables import blocks, read_table, write_into
 
-    table = read_json(file)
+    table = read_table(file)
     if into is not None:
         write_into(into, table)
         return

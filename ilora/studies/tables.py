@@ -7,9 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from ilora.errors import InputError
-from ilora.files import atomic_file
+from ilora.files import atomic_file, read_json
+from ilora.markers import filled, how_to_place
 
 HIT = "hit_ratio_at_1"
+KEYS = ("settings", "base", "versions", "devices", "data", "parts", "comparisons")
+
+
+def read_table(file: Path) -> dict[str, Any]:
+    """Read a ``study.json``.
+
+    Raises:
+        InputError: the file is not one.
+    """
+    try:
+        table = read_json(file)
+    except ValueError as error:  # no JSON, or no text
+        raise InputError(f"file: {file} is not JSON ({error}); give a study's study.json") from None
+    if not isinstance(table, dict) or not set(KEYS) <= table.keys():
+        raise InputError(f"file: {file} holds no study; give the study.json that one wrote")
+    return table
 
 
 def blocks(table: dict[str, Any]) -> dict[str, str]:
@@ -30,17 +47,10 @@ def write_into(page: Path, table: dict[str, Any]) -> None:
         text = page.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"into: {page} cannot be read ({error.strerror}); give a page") from None
-    found = False
-    for name, block in blocks(table).items():
-        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-        if begin in text and end in text.partition(begin)[2]:
-            found = True
-            head, _, rest = text.partition(begin)
-            text = f"{head}{begin}\n{block}\n{end}{rest.partition(end)[2]}"
-    if not found:
-        raise InputError(
-            f"into: {page} has no lines <!-- begin main --> and <!-- end main -->; add them"
-        )
+    told = blocks(table)
+    text, homeless = filled(text, told)
+    if len(homeless) == len(told):
+        raise InputError(f"into: {page} has no place for a table; {how_to_place('main')}")
     with atomic_file(page) as partial:
         partial.write_text(text, encoding="utf-8")
 

@@ -17,11 +17,12 @@ from benchmarks import (
     bench_variants,
 )
 from benchmarks.cases import DELTA, LAYER, MODEL, ONTO, PEERS, PEFT, REFERENCE, Case, plan_for
-from benchmarks.report import filled, main
+from benchmarks.report import main
 from benchmarks.results import geometric_mean, read_results
 from benchmarks.serving_tables import OUR_LOOP, SERVING_BLOCKS
 from benchmarks.tables import BLOCKS
 from ilora.errors import InputError
+from ilora.markers import filled
 from tests.benchmarks.made_up import Entry, write_results
 
 PLAN = plan_for(torch.device("cuda"), "triton")

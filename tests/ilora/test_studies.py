@@ -10,7 +10,7 @@ import pytest
 from ilora.errors import InputError
 from ilora.studies.plan import Study, StudySettings, all_rows, read_study
 from ilora.studies.run import TEST, ready, ready_rows
-from ilora.studies.tables import blocks, write_into
+from ilora.studies.tables import blocks, read_table, write_into
 from ilora.studies.workers import FAILED, Task, Worker, work
 from ilora.sweep import MEASURE
 
@@ -195,5 +195,13 @@ def test_tables_go_between_their_markers_and_the_rest_of_the_page_stays(tmp_path
     assert "**.500**" in blocks(table)["tuning"]
     assert "< .0001 | 0.0200" in blocks(table)["tests"]
     page.write_text("nothing")
-    with pytest.raises(InputError, match="no lines"):
+    with pytest.raises(InputError, match="has no place"):
         write_into(page, table)
+
+
+@pytest.mark.parametrize("content", [b"x", b"\xee\x00", b"[]", b'{"settings": {}}'])
+def test_a_file_that_holds_no_study_is_refused(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "study.json"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"file: .*study.json (is not JSON|holds no study)"):
+        read_table(file)
