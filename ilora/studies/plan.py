@@ -15,6 +15,7 @@ that is named in ``base`` is thus one that it knows when it is measured there, a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -160,6 +161,11 @@ def tuning(study: Study, data: str, method: str) -> list[Row]:
     settings = study.settings
     own = variant(method, study.run_settings(data))
     return [Row(data, Trial(own, rate, settings.seeds[0])) for rate in settings.learning_rates]
+
+
+def best_rate(figures: Mapping[float, float]) -> float | None:
+    """The rate with the best validation figure, of equal ones the lower; None without figures."""
+    return max(figures, key=lambda rate: (figures[rate], -rate), default=None)
 
 
 def other_variants(study: Study, data: str, part: str) -> list[Variant]:

@@ -37,6 +37,7 @@ from ilora.studies.plan import (
     Row,
     Study,
     all_rows,
+    best_rate,
     other_variants,
     tuning,
     unadapted,
@@ -98,7 +99,7 @@ def _data_set(study: Study, data: str) -> dict[str, Any]:
     rows += _summary(study, data, "un-adapted LLM", [unadapted(study, data)])
     for method in METHODS:
         told["tuning"][method] = _tuning(study, data, method)
-        rate = _chosen(told["tuning"][method], study)
+        rate = _chosen(study, data, method, told["tuning"][method])
         if rate is None:
             continue
         told["chosen"][method] = rate
@@ -136,12 +137,24 @@ def _tuning(study: Study, data: str, method: str) -> dict[str, float]:
     return found
 
 
-def _chosen(figures: dict[str, float], study: Study) -> float | None:
-    """As the study chose; None unless every rate has been measured."""
-    rates = [rate for rate in study.settings.learning_rates if f"{rate:g}" in figures]
-    if len(rates) < len(study.settings.learning_rates):
-        return None
-    return max(rates, key=lambda rate: (figures[f"{rate:g}"], -rate))
+def _chosen(study: Study, data: str, method: str, figures: dict[str, float]) -> float | None:
+    """The rate that the study chose.
+
+    It chooses when every rate's run has a figure or has failed. Where figures are missing, that it did
+    shows in runs that have met the test users.
+    """
+    own, settings = variant(method, study.run_settings(data)), study.settings
+    measured = {
+        rate: figures[f"{rate:g}"] for rate in settings.learning_rates if f"{rate:g}" in figures
+    }
+    if len(measured) == len(settings.learning_rates):
+        return best_rate(measured)
+    tested = {
+        rate: figure
+        for rate, figure in measured.items()
+        if any(_done(study, Row(data, Trial(own, rate, seed))) for seed in settings.seeds)
+    }
+    return best_rate(tested)
 
 
 def _done(study: Study, row: Row, label: str = TEST[0]) -> bool:

@@ -22,6 +22,7 @@ from ilora.studies.plan import (
     Row,
     Study,
     all_rows,
+    best_rate,
     other_variants,
     tuning,
     unadapted,
@@ -101,7 +102,7 @@ def ready_rows(study: Study, rows: Sequence[Row], results: Results) -> list[Task
 
 
 def chosen_rate(study: Study, data: str, method: str, results: Results) -> float | None:
-    """The rate with the best validation figure, of equal ones the lower.
+    """The best rate of those whose runs did not fail.
 
     None while a run of the tuning is under way, or where all of them failed.
     """
@@ -112,7 +113,7 @@ def chosen_rate(study: Study, data: str, method: str, results: Results) -> float
             return None
         if FAILED not in result:
             figures[row.trial.learning_rate] = result["val-rank"][MEASURE]
-    return max(figures, key=lambda rate: (figures[rate], -rate), default=None)
+    return best_rate(figures)
 
 
 def visible_gpus() -> list[str | None]:

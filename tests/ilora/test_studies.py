@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ilora.errors import InputError
+from ilora.evaluation.records import METRICS_FILE, evaluation_folder
 from ilora.studies.plan import Study, StudySettings, all_rows, read_study
+from ilora.studies.results import _chosen, _tuning
 from ilora.studies.run import TEST, ready, ready_rows
 from ilora.studies.tables import blocks, read_table, write_into
 from ilora.studies.workers import FAILED, Task, Worker, work
@@ -205,3 +208,28 @@ def test_a_file_that_holds_no_study_is_refused(tmp_path: Path, content: bytes) -
     file.write_bytes(content)
     with pytest.raises(InputError, match=r"file: .*study.json (is not JSON|holds no study)"):
         read_table(file)
+
+
+@pytest.mark.parametrize(
+    ("measured", "tested", "chosen"),
+    [
+        ({1e-3: 0.2, 3e-3: 0.3}, [], 3e-3),
+        ({1e-3: 0.2}, [], None),  # the other rate may still be running
+        ({1e-3: 0.2}, [1e-3], 1e-3),  # it failed, and the study went on
+        ({1e-3: 0.2, 3e-3: 0.3}, [1e-3], 3e-3),  # a single run that was asked for by name
+    ],
+)
+def test_the_tables_know_the_rate_that_the_study_went_on_with(
+    tmp_path: Path, measured: dict[float, float], tested: list[float], chosen: float | None
+) -> None:
+    own = study(tmp_path)
+    for row in all_rows(own).values():
+        if row.data != "two" or row.trial.seed or row.trial.variant.name != "ilora":
+            continue
+        rate = row.trial.learning_rate
+        for label, done in (("val-rank", rate in measured), (TEST[0], rate in tested)):
+            if done:
+                place = evaluation_folder(own.run(row), label)
+                place.mkdir(parents=True)
+                (place / METRICS_FILE).write_text(json.dumps({MEASURE: measured[rate]}))
+    assert _chosen(own, "two", "ilora", _tuning(own, "two", "ilora")) == chosen
