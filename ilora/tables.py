@@ -71,6 +71,13 @@ def print_pairs(pairs: Iterable[tuple[str, str]], *, title: str | None = None) -
     console.print(table)
 
 
+def p_value(value: float | None) -> str:
+    """``0.0312``, ``< .0001``; a dash where there is none."""
+    if value is None:
+        return "–"
+    return "< .0001" if value < 1e-4 else f"{value:.4f}"
+
+
 def figure(value: float | None, interval: Any = None) -> str:
     """``0.412 [0.370, 0.455]``; a dash where there is no value."""
     if value is None:

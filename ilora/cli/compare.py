@@ -123,18 +123,12 @@ def _print(found: list[Comparison], title: str) -> None:
 
 def _rows(one: Comparison) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """A row for each of the two, so that a name of several lines stays beside its own figures."""
-    from ilora.tables import figure
+    from ilora.tables import figure, p_value
 
     alone = ["–" if count is None else f"{count:,}" for count in (one.only_first, one.only_second)]
-    p_values = [_p(p) for p in (one.mcnemar_p, one.permutation_p, one.holm)]
+    p_values = [p_value(p) for p in (one.mcnemar_p, one.permutation_p, one.holm)]
     low, high = one.ci95
     return (
         (one.first, figure(one.mean_first), f"{one.difference:+.3f}", alone[0], *p_values),
         (one.second, figure(one.mean_second), f"[{low:+.3f}, {high:+.3f}]", alone[1], "", "", ""),
     )
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return "< .0001" if value < 1e-4 else f"{value:.4f}"

@@ -9,6 +9,7 @@ from typing import Any
 from ilora.errors import InputError
 from ilora.files import atomic_file, read_json
 from ilora.markers import filled, how_to_place
+from ilora.tables import p_value
 
 HIT = "hit_ratio_at_1"
 KEYS = ("settings", "base", "versions", "devices", "data", "parts", "comparisons")
@@ -154,8 +155,8 @@ def _tests(table: dict[str, Any]) -> str:
                     f"{one['first']} − {one['second']}",
                     f"{one['n']:,}",
                     f"{one['difference']:+.3f} [{one['ci95'][0]:+.3f}, {one['ci95'][1]:+.3f}]",
-                    _p(p),
-                    _p(one["holm"]),
+                    p_value(p),
+                    p_value(one["holm"]),
                 ]
             )
     return _table(["family", "difference", "n", "HR@1 [95 %]", "p", "Holm"], lines)
@@ -190,10 +191,6 @@ def _figure(value: float | None) -> str:
         if value < 1
         else f"{value:.3f}"
     )
-
-
-def _p(value: float) -> str:
-    return f"{value:.4f}" if value >= 0.0001 else "< .0001"
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -12,8 +12,15 @@ from torch import Tensor
 
 from ilora_kernels import gated_lora, use_backend
 
-from .problems import GATE_FORMS, TRAINABLE, assert_matches_float64, gradients
-from .test_triton_gpu import LARGE, captured, on_gpu
+from .problems import GATE_FORMS, assert_matches_float64, gradients
+from .test_triton_gpu import (
+    GRAPH_GATES,
+    GRAPH_SIZES,
+    LARGE,
+    assert_graph_replays_with_new_gates_and_inputs,
+    captured,
+    on_gpu,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -61,28 +68,12 @@ def test_the_same_inputs_give_the_same_bits_every_time(dropout_p: float) -> None
         assert all(torch.equal(a, b) for a, b in zip(first, results, strict=True))
 
 
-@pytest.mark.parametrize("size", [{}, {"d_in": 72, "d_out": 77}], ids=["large", "small"])
-@pytest.mark.parametrize("gate_form", ["instance", "token", "packed"])
+@GRAPH_SIZES
+@GRAPH_GATES
 def test_a_graph_of_forward_and_backward_replays_with_new_gates_and_inputs(
     gate_form: str, size: dict[str, int]
 ) -> None:
-    problem = on_gpu(gate_form, **LARGE | {"d_out": 2048} | size).leaves()
-    direction = torch.randn(*problem.x.shape[:-1], problem.lora_B.shape[0], device="cuda")
-    direction = direction.to(problem.x)
-
-    def run(p: Any = problem) -> list[Tensor]:
-        y = p.run()
-        return [y.detach(), *torch.autograd.grad(y, [getattr(p, n) for n in TRAINABLE], direction)]
-
-    graph, outputs = captured(run)
-    for _ in range(3):
-        with torch.no_grad():
-            problem.x.normal_()
-            problem.gate.copy_(torch.rand_like(problem.gate))
-        direction.normal_()
-        graph.replay()
-        for replayed, expected in zip(outputs, run(problem.leaves()), strict=True):
-            assert torch.equal(replayed, expected)
+    assert_graph_replays_with_new_gates_and_inputs(gate_form, size)
 
 
 @pytest.mark.parametrize("rows", [8, 512])

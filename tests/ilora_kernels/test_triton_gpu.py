@@ -163,11 +163,8 @@ def captured(run: Callable[[], list[Tensor]]) -> tuple[torch.cuda.CUDAGraph, lis
     return graph, outputs
 
 
-@pytest.mark.parametrize("size", [{}, {"d_in": 72, "d_out": 77}], ids=["large", "small"])
-@pytest.mark.parametrize("gate_form", ["instance", "token", "packed"])
-def test_a_graph_of_forward_and_backward_replays_with_new_gates_and_inputs(
-    gate_form: str, size: dict[str, int]
-) -> None:
+def assert_graph_replays_with_new_gates_and_inputs(gate_form: str, size: dict[str, int]) -> None:
+    """Of forward and backward, to the bit, with the backend in use."""
     problem = on_gpu(gate_form, **LARGE | {"d_out": 2048} | size).leaves()
     direction = torch.randn(*problem.x.shape[:-1], problem.lora_B.shape[0], device="cuda")
     direction = direction.to(problem.x)
@@ -185,6 +182,20 @@ def test_a_graph_of_forward_and_backward_replays_with_new_gates_and_inputs(
         graph.replay()
         for replayed, expected in zip(outputs, run(problem.leaves()), strict=True):
             assert torch.equal(replayed, expected)
+
+
+GRAPH_SIZES = pytest.mark.parametrize(
+    "size", [{}, {"d_in": 72, "d_out": 77}], ids=["large", "small"]
+)
+GRAPH_GATES = pytest.mark.parametrize("gate_form", ["instance", "token", "packed"])
+
+
+@GRAPH_SIZES
+@GRAPH_GATES
+def test_a_graph_of_forward_and_backward_replays_with_new_gates_and_inputs(
+    gate_form: str, size: dict[str, int]
+) -> None:
+    assert_graph_replays_with_new_gates_and_inputs(gate_form, size)
 
 
 def test_every_replay_of_a_graph_draws_a_new_mask_for_forward_and_backward() -> None:

@@ -40,7 +40,7 @@ def kernels() -> Any:
     """Compile (once for each state of the sources) and load the module."""
     folder = ROOT / "build" / "cuda-on-cpu"
     folder.mkdir(parents=True, exist_ok=True)
-    build = _build()
+    build = build_module()
     hashed = build.hash_of([ROOT / "csrc", INCLUDE])
     module = folder / f"{hashed}{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not module.exists():
@@ -52,12 +52,7 @@ def kernels() -> Any:
         command += [f"-I{path}" for path in headers] + [str(path) for path in sources]
         subprocess.run([*command, "-o", str(partial)], check=True)
         partial.rename(module)
-    spec = importlib.util.spec_from_file_location("_cuda", module)
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+    return _load("_cuda", module)
 
 
 @contextmanager
@@ -84,10 +79,15 @@ def cuda_on_cpu() -> Iterator[None]:
         choice._why_unusable.cache_clear()
 
 
-def _build() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("csrc_build", ROOT / "csrc" / "build.py")
+def build_module() -> ModuleType:
+    """``csrc/build.py``, which is part of no package."""
+    return _load("csrc_build", ROOT / "csrc" / "build.py")
+
+
+def _load(name: str, file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
-    build = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(build)
-    return build
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
