@@ -134,7 +134,7 @@ def imitate(target: str) -> list[Launch]:
         "multiprocessors": lambda _: 132,
     }
     backend._check_device = lambda _: None  # there is no memory, so there is nothing to misread
-    names = ("linear", "shrink", "gradients", "delta", "decode", "decode_split")
+    names = ("linear", "shrink", "gradients", "delta", "decode")
     for name in names:
         module = importlib.import_module(f"{backend.__name__}.{name}")
         for attribute, value in replaced.items():
