@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from ilora_kernels import backends, build_record
 
 
@@ -9,7 +11,10 @@ def main() -> None:
     """Print both."""
     for name, reason in backends().items():
         print(f"{name:<8}{'usable' if reason is None else f'not usable: {reason}'}")
-    print(f"CUDA kernels: {build_record.summary()}")
+    try:
+        print(f"CUDA kernels: {build_record.summary()}")
+    except ValueError as error:  # somebody else's file in the place of the record
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
