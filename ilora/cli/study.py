@@ -97,11 +97,19 @@ def tables(
     into: Annotated[
         Path | None, typer.Option(help="Markdown page with the markers; default: print all.")
     ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="PNG with HitRatio@1 of all methods; default: none.")
+    ] = None,
 ) -> None:
-    """Make the tables of a study."""
+    """Make the tables of a study, and its picture."""
     from ilora.studies.tables import blocks, read_table, write_into
 
     table = read_table(file)
+    if picture is not None:
+        from ilora.studies.picture import draw_study
+
+        draw_study(table, picture)
+        typer.echo(f"wrote {picture}", err=True)
     if into is not None:
         write_into(into, table)
         return

@@ -1,7 +1,7 @@
 """The figures of a study, read from its folder: whatever has been measured so far.
 
 ``study.json``:
-    settings, base, versions, devices
+    settings, base, versions, devices, date (of collecting)
     data.NAME.rows        one a method: figures of each seed, mean over them, interval over users
     data.NAME.read_by_llm whether the language model has read its training rows
     data.NAME.tuning      validation HitRatio@1 of every rate
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ def collect(study: Study) -> dict[str, Any]:
         "settings": study.settings.model_dump(mode="json"),
         "base": read_json(study.base / RECORD),
         "versions": {name: version(name) for name in PACKAGES},
+        "date": date.today().isoformat(),
         "devices": _devices(study),
         "data": data,
         "parts": {part: _part(study, part, data) for part in PARTS if study.settings.part(part)},

@@ -12,7 +12,7 @@ from ilora.markers import filled, how_to_place
 from ilora.tables import p_value
 
 HIT = "hit_ratio_at_1"
-KEYS = ("settings", "base", "versions", "devices", "data", "parts", "comparisons")
+KEYS = ("settings", "base", "versions", "devices", "date", "data", "parts", "comparisons")
 
 
 def read_table(file: Path) -> dict[str, Any]:
@@ -79,6 +79,7 @@ def _setup(table: dict[str, Any]) -> str:
             f"{settings['training']['batch_size']} prompts",
         ),
         ("device", ", ".join(table["devices"])),
+        ("date", table["date"]),
         ("versions", ", ".join(f"{name} {version}" for name, version in table["versions"].items())),
     ]
     return _table(["", ""], [list(line) for line in lines])

@@ -10,6 +10,7 @@ import pytest
 
 from ilora.errors import InputError
 from ilora.evaluation.records import METRICS_FILE, evaluation_folder
+from ilora.studies.picture import draw_study
 from ilora.studies.plan import Study, StudySettings, all_rows, read_study
 from ilora.studies.results import _chosen, _tuning
 from ilora.studies.run import TEST, ready, ready_rows
@@ -179,6 +180,7 @@ def test_tables_go_between_their_markers_and_the_rest_of_the_page_stays(tmp_path
                  "folders": [{"name": "old"}]},
         "versions": {"torch": "2"},
         "devices": ["cpu"],
+        "date": "2026-01-31",
         "data": {name: told | {"read_by_llm": name == "two"} for name in ("one", "two")},
         "parts": {},
         "comparisons": {"iLoRA and LoRA": [comparison]},
@@ -233,3 +235,11 @@ def test_the_tables_know_the_rate_that_the_study_went_on_with(
                 place.mkdir(parents=True)
                 (place / METRICS_FILE).write_text(json.dumps({MEASURE: measured[rate]}))
     assert _chosen(own, "two", "ilora", _tuning(own, "two", "ilora")) == chosen
+
+
+def test_the_picture_shows_all_that_has_an_interval(tmp_path: Path) -> None:
+    rank = {MEASURE: 0.25, "ci95": [0.2, 0.3]}
+    rows = [{"name": "random", "rank": {MEASURE: 0.05}}, {"name": "ilora", "rank": rank}]
+    picture = tmp_path / "picture.png"
+    draw_study({"data": {"one": {"name": "one", "rows": rows}}}, picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
