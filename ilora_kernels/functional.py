@@ -121,37 +121,33 @@ def _apply(
     dropout_p: float,
     cu_seqlens: Tensor | None,
 ) -> Tensor:
-    optional = {"weight": weight, "bias": bias, "base": base}
-    given = {name: tensor for name, tensor in optional.items() if tensor is not None}
-    given |= {"x": x, "lora_A": lora_A, "lora_B": lora_B, "gate": gate}
-    _check_dtypes(given)
-    _check_devices(given, cu_seqlens)
-    _check_shapes(given)
+    _check_tensors(x, weight, bias, base, lora_A, lora_B, gate, cu_seqlens)
+    _check_shapes(x, weight, bias, base, lora_A, lora_B, gate)
     _check_frozen(weight, bias)
-    _check_numbers(scaling=scaling, dropout_p=dropout_p)
+    _check_numbers(scaling, dropout_p)
 
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, lora_A, lora_B = x.to(dtype), lora_A.to(dtype), lora_B.to(dtype)
         weight, bias, base = (None if t is None else t.to(dtype) for t in (weight, bias, base))
-    _check_one_dtype(x, weight=weight, bias=bias, base=base, lora_A=lora_A, lora_B=lora_B)
+    _check_one_dtype(x, weight, bias, base, lora_A, lora_B)
 
     gate_rows, rows_per_gate, offsets = _one_gate_form(x, gate, cu_seqlens)
-    y = ops.gated_lora(
-        x.reshape(-1, x.shape[-1]),
+    gate_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return ops.gated_lora(
+        x,
         weight,
         bias,
-        None if base is None else base.reshape(-1, base.shape[-1]),
+        base,
         lora_A,
         lora_B,
-        gate_rows.to(torch.float64 if x.dtype == torch.float64 else torch.float32),
+        gate_rows if gate_rows.dtype == gate_dtype else gate_rows.to(gate_dtype),
         offsets,
         rows_per_gate,
         float(scaling),
         float(dropout_p),
         draw_seed(x.device) if dropout_p > 0.0 else None,
     )
-    return y.reshape(*x.shape[:-1], lora_B.shape[0])
 
 
 def _one_gate_form(
@@ -180,6 +176,40 @@ def _one_gate_form(
     return gate.reshape(-1, gate.shape[-1]), 1, None
 
 
+_NAMES = ("weight", "bias", "base", "x", "lora_A", "lora_B", "gate", "cu_seqlens")
+
+
+def _check_tensors(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    base: Tensor | None,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    gate: Tensor,
+    cu_seqlens: Tensor | None,
+) -> None:
+    """Whether all are tensors of floating dtypes, but ``cu_seqlens`` of integers, on one device."""
+    needed, optional = (x, lora_A, lora_B, gate), (weight, bias, base)
+    if cu_seqlens is None and isinstance(x, Tensor):
+        device = x.device
+        # Every call comes by here: no names are put together before something is wrong.
+        for tensor in (*needed, *optional):
+            if tensor is None:
+                continue
+            if not isinstance(tensor, Tensor) or tensor.dtype not in _FLOATING:
+                break
+            if tensor.device != device:
+                break
+        else:
+            if lora_A is not None and lora_B is not None and gate is not None:
+                return
+    given = dict(zip(_NAMES, (*optional, *needed), strict=False))
+    given = {name: t for name, t in given.items() if t is not None or name in _NAMES[3:]}
+    _check_dtypes(given)
+    _check_devices(given, cu_seqlens)
+
+
 def _check_dtypes(given: dict[str, Tensor]) -> None:
     for name, tensor in given.items():
         if not isinstance(tensor, Tensor):
@@ -190,9 +220,19 @@ def _check_dtypes(given: dict[str, Tensor]) -> None:
             )
 
 
-def _check_one_dtype(x: Tensor, **others: Tensor | None) -> None:
-    for name, tensor in others.items():
-        if tensor is not None and tensor.dtype != x.dtype:
+def _check_one_dtype(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    base: Tensor | None,
+    lora_A: Tensor,
+    lora_B: Tensor,
+) -> None:
+    dtype = x.dtype
+    others = (weight, bias, base, lora_A, lora_B)
+    for i, tensor in enumerate(others):
+        if tensor is not None and tensor.dtype != dtype:
+            name = ("weight", "bias", "base", "lora_A", "lora_B")[i]
             raise TypeError(
                 f"{name} has dtype {tensor.dtype}, but x has {x.dtype}; cast one of them, or run "
                 "under torch.autocast."
@@ -213,41 +253,54 @@ def _check_devices(given: dict[str, Tensor], cu_seqlens: Tensor | None) -> None:
             )
 
 
-def _check_shapes(given: dict[str, Tensor]) -> None:
-    x, lora_A, lora_B, gate = (given[name] for name in ("x", "lora_A", "lora_B", "gate"))
-    if x.ndim not in (2, 3):
+def _check_shapes(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    base: Tensor | None,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    gate: Tensor,
+) -> None:
+    dims, a, b, g = x.ndim, lora_A.shape, lora_B.shape, gate.shape
+    if dims not in (2, 3):
         raise ValueError(f"x has shape {_shape(x)}; it must be [B, S, d_in] or [T, d_in].")
-    if lora_A.ndim != 2 or lora_A.shape[1] != x.shape[-1] or lora_A.shape[0] == 0:
+    d_in = x.shape[-1]
+    if len(a) != 2 or a[1] != d_in or a[0] == 0:
         raise ValueError(
-            f"lora_A has shape {_shape(lora_A)}; it must be [R, {x.shape[-1]}] with R >= 1 for x of "
+            f"lora_A has shape {_shape(lora_A)}; it must be [R, {d_in}] with R >= 1 for x of "
             f"shape {_shape(x)}."
         )
-    if lora_B.ndim != 2 or lora_B.shape[1] != lora_A.shape[0]:
+    if len(b) != 2 or b[1] != a[0]:
         raise ValueError(
-            f"lora_B has shape {_shape(lora_B)}; it must be [d_out, {lora_A.shape[0]}] for lora_A of "
+            f"lora_B has shape {_shape(lora_B)}; it must be [d_out, {a[0]}] for lora_A of "
             f"shape {_shape(lora_A)}."
         )
-    if not 1 <= gate.ndim <= x.ndim or gate.shape[-1] == 0 or lora_A.shape[0] % gate.shape[-1]:
+    if not 1 <= len(g) <= dims or g[-1] == 0 or a[0] % g[-1]:
         raise ValueError(
             f"gate has shape {_shape(gate)}; its last dimension is the number of experts, which must "
-            f"divide lora_A's {lora_A.shape[0]} rows, and it has at most x's {x.ndim} dimensions."
+            f"divide lora_A's {a[0]} rows, and it has at most x's {dims} dimensions."
         )
-    d_out = lora_B.shape[0]
-    wanted = {
-        "weight": (d_out, x.shape[-1]),
-        "bias": (d_out,),
-        "base": (*x.shape[:-1], d_out),
-    }
-    for name, shape in wanted.items():
-        if name in given and tuple(given[name].shape) != shape:
-            raise ValueError(
-                f"{name} has shape {_shape(given[name])}; it must be {list(shape)} for x of shape "
-                f"{_shape(x)} and lora_B of shape {_shape(lora_B)}."
-            )
+    d_out = b[0]
+    if weight is not None and weight.shape != (d_out, d_in):
+        _refuse_shape("weight", weight, (d_out, d_in), x, lora_B)
+    if bias is not None and bias.shape != (d_out,):
+        _refuse_shape("bias", bias, (d_out,), x, lora_B)
+    if base is not None and base.shape != (*x.shape[:-1], d_out):
+        _refuse_shape("base", base, (*x.shape[:-1], d_out), x, lora_B)
+
+
+def _refuse_shape(
+    name: str, tensor: Tensor, shape: tuple[int, ...], x: Tensor, lora_B: Tensor
+) -> None:
+    raise ValueError(
+        f"{name} has shape {_shape(tensor)}; it must be {list(shape)} for x of shape "
+        f"{_shape(x)} and lora_B of shape {_shape(lora_B)}."
+    )
 
 
 def _check_frozen(weight: Tensor | None, bias: Tensor | None) -> None:
-    if not torch.is_grad_enabled():
+    if (weight is None and bias is None) or not torch.is_grad_enabled():
         return
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.requires_grad:
@@ -257,11 +310,12 @@ def _check_frozen(weight: Tensor | None, bias: Tensor | None) -> None:
             )
 
 
-def _check_numbers(*, scaling: float, dropout_p: float) -> None:
-    for name, value in (("scaling", scaling), ("dropout_p", dropout_p)):
-        # The first test is the one that torch.compile can trace; the second lets NumPy's numbers in.
-        if not (isinstance(value, int | float) or hasattr(value, "__float__")):
-            raise TypeError(f"{name} is a {type(value).__name__}; it must be a number.")
+def _check_numbers(scaling: float, dropout_p: float) -> None:
+    if not (type(scaling) is float and type(dropout_p) is float):
+        for name, value in (("scaling", scaling), ("dropout_p", dropout_p)):
+            # The first test is the one that torch.compile can trace; the second lets NumPy's in.
+            if not (isinstance(value, int | float) or hasattr(value, "__float__")):
+                raise TypeError(f"{name} is a {type(value).__name__}; it must be a number.")
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p is {dropout_p}; it must be at least 0 and less than 1.")
 

@@ -36,7 +36,6 @@ from ilora_kernels.backends.triton.launch import (
     can_overlap,
     current_device,
     describable,
-    descriptor,
     has_copy_engine,
     launch,
 )
@@ -198,20 +197,19 @@ def decode(
     partial = xa.new_empty((splits, columns + rank, pitch))
     copied = config.copy_engine and has_copy_engine(device)
     overlap = can_overlap(device)
-
-    def block(matrix: Tensor, height: int) -> object:
-        return descriptor(matrix, [height, config.block_k]) if copied else matrix
-
+    heights = (block_t, config.block_n, block_r)
     launch(
         decode_split_kernel,
         ((-(-columns // config.block_n) + 1) * splits, 1, 1),
         (
-            block(x, block_t),
-            block(weight, config.block_n),
-            block(lora_A, block_r),
+            x,
+            weight,
+            lora_A,
             weight,
             lora_A,
             partial,
+        ),
+        (
             rows,
             columns,
             depth,
@@ -233,6 +231,7 @@ def decode(
         },
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        blocks=tuple((height, config.block_k) for height in heights) if copied else (),
         overlap=overlap,
     )
     finish_t = min(_FINISH_T, block_t)
@@ -247,6 +246,8 @@ def decode(
             y if bias is None else bias,
             xa,
             y,
+        ),
+        (
             rows,
             columns,
             gate.shape[0],

@@ -106,6 +106,8 @@ def delta(
             factor,
             y,
             y if dropout is None else dropout.seed,
+        ),
+        (
             rows,
             columns,
             columns if base is None else base.stride(0),

@@ -29,7 +29,6 @@ from ilora_kernels.backends.triton.launch import (
     can_overlap,
     current_device,
     describable,
-    descriptor,
     has_copy_engine,
     launch,
 )
@@ -257,18 +256,22 @@ def gradients(
     aligned = describable(x) and describable(dy)
     descriptors = aligned and has_copy_engine(device)
     overlap = beside_product and can_overlap(device) and not (splits > 1 and _memory_is_filled())
-    tall, thin = [config.block_t, config.block_d], [config.block_t, block_r]
-    matrices = ((x, tall), (u, thin), (dy, tall), (h, thin))
+    tall, thin = (config.block_t, config.block_d), (config.block_t, block_r)
     launch(
         gradients_kernel,
         (blocks, splits, -(-rank // block_r)),
         (
-            *(descriptor(m, block) if descriptors else m for m, block in matrices),
+            x,
+            u,
+            dy,
+            h,
             p,
             p if gating.cu_seqlens is None else gating.cu_seqlens,
             *sums,
             dgate,
             p if dropout is None else dropout.seed,
+        ),
+        (
             rows,
             d_in,
             d_out,
@@ -300,6 +303,7 @@ def gradients(
         },
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        blocks=(tall, thin, tall, thin) if descriptors else (),
         overlap=overlap,
     )
     if splits > 1:

@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
-from typing import Any
+import inspect
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
-from triton.tools.tensor_descriptor import TensorDescriptor
+
+from ilora_kernels.backends.triton.tensor_maps import Descriptor, layout_number, tensor_map
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
-_compiled: dict[tuple[Any, ...], Any] = {}
+_compiled: dict[tuple[Any, ...], _Kernel] = {}
+_LAUNCHER_IS_KNOWN = triton.__version__.split(".")[:2] == ["3", "6"]
 
 # On AMD, Triton compiles for pointers into storages of at most so many bytes, or for any.
 _ON_AMD = bool(torch.version.hip)
@@ -67,22 +71,6 @@ def current_device() -> int:
     return 0 if INTERPRETED else torch.cuda.current_device()
 
 
-class _Descriptor(TensorDescriptor):
-    """A host tensor descriptor, less the checks that :func:`describable` makes once a tensor."""
-
-    def __init__(self, matrix: Tensor, block: list[int]) -> None:
-        self.base = matrix
-        self.shape = list(matrix.shape)
-        self.strides = list(matrix.stride())
-        self.block_shape = block
-        self.padding = "zero"
-
-
-def descriptor(matrix: Tensor, block: list[int]) -> TensorDescriptor:
-    """Describe a matrix to the copy engine, in blocks of this shape, zero outside."""
-    return _Descriptor(matrix, block)
-
-
 def describable(matrix: Tensor) -> bool:
     """Whether the copy engine can read this matrix: rows of whole 16-byte units on such addresses.
 
@@ -90,62 +78,121 @@ def describable(matrix: Tensor) -> bool:
     kernels take the distance between rows as an int32.
     """
     row, column = matrix.stride()
+    width = matrix.shape[1]
     return (
         column == 1
-        and matrix.shape[1] <= row < 2**31
-        and row % 8 == 0
-        and matrix.shape[1] % 8 == 0
-        and matrix.data_ptr() % 16 == 0
+        and not (row % 8 or width % 8 or matrix.data_ptr() % 16)
+        and width <= row < 2**31
     )
+
+
+class _Kernel(NamedTuple):
+    """A compiled kernel, ready to be launched again."""
+
+    run: Callable[..., Any]
+    head: tuple[Any, ...]  # what ``run`` takes between the stream and the kernel's own arguments
+    maps: tuple[tuple[int, dict[str, Any]], ...] | None  # the layouts of maps to hand over
 
 
 def launch(
     kernel: Any,
     grid: tuple[int, int, int],
-    arguments: Sequence[Any],
+    tensors: tuple[Tensor, ...],
+    numbers: tuple[int | float, ...],
     constants: dict[str, Any],
     *,
     num_warps: int,
     num_stages: int,
+    blocks: tuple[tuple[int, int], ...] = (),
     overlap: bool = False,
 ) -> None:
     """Launch ``kernel`` on the current stream of the current device.
 
     Args:
-        arguments: the kernel's run-time arguments, in order.
+        tensors: the kernel's first arguments, in order.
+        numbers: its other run-time arguments, in order.
         constants: its ``tl.constexpr`` arguments, in order.
         num_stages: how many steps of a loop are in flight; fewer where the GPU has no room for them.
+        blocks: in which blocks the first tensors, matrices that are :func:`describable`, are read
+            or written by the copy engine; the others are handed over as addresses.
         overlap: start when the kernel before it releases its dependents, not when it ends.
     """
     if INTERPRETED:
-        kernel[grid](*arguments, **constants)
+        kernel[grid](*described(tensors, blocks), *numbers, **constants)
         return
     device = torch.cuda.current_device()
-    kinds: list[Any] = []
-    raw = []  # addresses instead of tensors, which the launcher would look up one by one
-    for argument in arguments:
-        if isinstance(argument, Tensor):
-            address = argument.data_ptr()
-            kinds += (argument.dtype, address % 16 == 0)
-            if _ON_AMD:
-                kinds.append(argument.untyped_storage().nbytes() <= _SMALL_STORAGE)
-            raw.append(address)
-            continue
-        if isinstance(argument, TensorDescriptor):
-            kinds.append(argument.base.dtype)
-        raw.append(argument)
+    addresses: list[Any] = [*map(_address_of, tensors)]
     values = tuple(constants.values())
-    key = (kernel.fn, device, num_warps, num_stages, overlap, *kinds, *values)
-    compiled = _compiled.get(key)
-    if compiled is None:
-        options = {"num_warps": num_warps} | ({"launch_pdl": True} if overlap else {})
-        _compiled[key] = _first_launch(kernel[grid], arguments, constants | options, num_stages)
-        return
-    stream = torch._C._cuda_getCurrentRawStream(device)
-    compiled.run(
-        *grid, stream, compiled.function, compiled.packed_metadata, None, None, None,
-        *raw, *values,
+    key = (
+        kernel.fn, device, num_warps, num_stages, overlap, *map(_dtype_of, tensors), len(blocks),
+        _alignment(addresses), values,
     )  # fmt: skip
+    if _ON_AMD:
+        key += tuple(t.untyped_storage().nbytes() <= _SMALL_STORAGE for t in tensors)
+    known = _compiled.get(key)
+    if known is None:
+        options = {"num_warps": num_warps} | ({"launch_pdl": True} if overlap else {})
+        arguments = (*described(tensors, blocks), *numbers)
+        compiled = _first_launch(kernel[grid], arguments, constants | options, num_stages)
+        _compiled[key] = _prepared(compiled, len(blocks))
+        return
+    run, head, maps = known
+    stream = torch._C._cuda_getCurrentRawStream(device)
+    if not blocks:
+        run(*grid, stream, *head, *addresses, *numbers, *values)
+        return
+    matrices: list[Any] = []
+    if maps is None:
+        matrices += described(tensors[: len(blocks)], blocks)
+    else:
+        for (layout, meta), matrix, address in zip(maps, tensors, addresses, strict=False):
+            matrices += tensor_map(matrix, address, layout, meta)
+    run(*grid, stream, *head, *matrices, *addresses[len(blocks) :], *numbers, *values)
+
+
+def described(tensors: Sequence[Tensor], blocks: Sequence[tuple[int, int]]) -> list[Any]:
+    """The arguments of a first launch: descriptors of the first tensors, then the other tensors."""
+    matrices = zip(tensors, blocks, strict=False)
+    return [*(Descriptor(*pair) for pair in matrices), *tensors[len(blocks) :]]
+
+
+_address_of = Tensor.data_ptr
+_dtype_of: Callable[[Tensor], torch.dtype] = Tensor.dtype.__get__  # type: ignore[attr-defined]
+
+
+def _alignment(addresses: list[int]) -> Any:
+    """Which addresses are multiples of 16; True where, as nearly always, all of them are."""
+    all_bits = 0
+    for address in addresses:
+        all_bits |= address
+    return all_bits % 16 == 0 or tuple(address % 16 == 0 for address in addresses)
+
+
+def _prepared(compiled: Any, num_matrices: int) -> _Kernel:
+    """How to launch a compiled kernel again.
+
+    Triton's launcher is a Python function around a C one: it looks for scratch memory to allocate and
+    encodes the map of every matrix. Where there is no scratch memory, and the launcher is built as
+    that of Triton 3.6 for Nvidia's GPUs, whose arguments are known, the C function is called with maps
+    that are kept. Elsewhere the launcher is, which is slower and as right.
+    """
+    launcher = compiled.run
+    packed, hooks = compiled.packed_metadata, (None, None, None)
+    ordinary = _Kernel(launcher, (compiled.function, packed, *hooks), None)
+    known = _LAUNCHER_IS_KNOWN and type(launcher).__name__ == "CudaLauncher"
+    if not known or launcher.global_scratch_size or launcher.profile_scratch_size:
+        return ordinary
+    entry, metas = launcher.launch, []
+    if num_matrices:
+        captured = inspect.getclosurevars(entry).nonlocals
+        entry, metas = captured.get("launcher"), captured.get("tensordesc_meta", [])
+    if not isinstance(entry, types.BuiltinFunctionType) or len(metas) != num_matrices:
+        return ordinary
+    if not all(metas):  # None: this kernel takes the matrix itself
+        return ordinary
+    attributes = (launcher.launch_cooperative_grid, launcher.launch_pdl)
+    head = (compiled.function, *attributes, None, None, packed, *hooks)
+    return _Kernel(entry, head, tuple((layout_number(meta), meta) for meta in metas))
 
 
 def _first_launch(

@@ -36,7 +36,6 @@ from ilora_kernels.backends.triton.launch import (
     can_overlap,
     current_device,
     describable,
-    descriptor,
     holds_product,
     launch,
 )
@@ -251,23 +250,25 @@ def linear(
     block_r = rank_block(rank, limit=64)
     part = config.block_n // config.parts
 
-    def block(depth: int, width: int) -> list[int]:
-        return [depth, width] if backward else [width, depth]
+    def block(depth: int, width: int) -> tuple[int, int]:
+        return (depth, width) if backward else (width, depth)
 
     launch(
         linear_kernel,
         (min(programs, max(whole, half)), 1, 1),
         (
-            descriptor(x, [config.block_m, config.block_k]),
-            descriptor(weight, block(config.block_k, config.block_n)),
-            descriptor(weight, block(config.block_k, config.block_n // 2)),
-            descriptor(h, [config.block_m, block_r]),
-            descriptor(factor, block(block_r, config.block_n)),
-            descriptor(factor, block(block_r, config.block_n // 2)),
-            descriptor(factor, block(block_r, part)),
-            descriptor(y, [config.block_m, part]),
+            x,
+            weight,
+            weight,
+            h,
+            factor,
+            factor,
+            factor,
+            y,
             y if bias is None else bias,
             y if dropout is None else dropout.seed,
+        ),
+        (
             rows,
             columns,
             depth,
@@ -292,5 +293,15 @@ def linear(
         },
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        blocks=(
+            (config.block_m, config.block_k),
+            block(config.block_k, config.block_n),
+            block(config.block_k, config.block_n // 2),
+            (config.block_m, block_r),
+            block(block_r, config.block_n),
+            block(block_r, config.block_n // 2),
+            block(block_r, part),
+            (config.block_m, part),
+        ),
         overlap=can_overlap(device),
     )

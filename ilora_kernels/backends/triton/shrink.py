@@ -27,7 +27,6 @@ from ilora_kernels.backends.triton.launch import (
     can_overlap,
     current_device,
     describable,
-    descriptor,
     has_copy_engine,
     launch,
 )
@@ -205,13 +204,13 @@ def _launch(
     block_r = rank_block(rank)
     aligned = describable(x) and describable(factor)
     descriptors = aligned and has_copy_engine(device)
-    factor_block = [config.block_d, block_r] if backward else [block_r, config.block_d]
+    factor_block = (config.block_d, block_r) if backward else (block_r, config.block_d)
     launch(
         shrink_kernel,
         (programs, -(-rank // block_r), 1),
         (
-            descriptor(x, [config.block_t, config.block_d]) if descriptors else x,
-            descriptor(factor, factor_block) if descriptors else factor,
+            x,
+            factor,
             gate,
             gate if cu_seqlens is None else cu_seqlens,
             xa,
@@ -219,6 +218,8 @@ def _launch(
             u,
             p,
             gate if dropout is None else dropout.seed,
+        ),
+        (
             rows,
             width,
             gate.shape[0],
@@ -246,4 +247,5 @@ def _launch(
         },
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        blocks=((config.block_t, config.block_d), factor_block) if descriptors else (),
     )
