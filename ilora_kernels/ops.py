@@ -89,7 +89,7 @@ def _nobody_watches(x: Tensor, *others: Tensor | None) -> bool:
         or not _PLAIN_TYPES.issuperset(map(type, (x, *others)))
     ):
         return False
-    for tensor in (x, *others):
+    for tensor in (x, *others):  # noqa: SIM110 - every call comes by here, and a loop is faster
         if tensor is not None and tensor.is_neg():  # a sign that the dispatcher would apply first
             return False
     return True

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import operator
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +24,6 @@ from triton.runtime.errors import OutOfResources
 from ilora_kernels.backends.triton.tensor_maps import Descriptor, layout_number, tensor_map
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
-_compiled: dict[tuple[Any, ...], _Kernel] = {}
 _LAUNCHER_IS_KNOWN = triton.__version__.split(".")[:2] == ["3", "6"]
 
 # On AMD, Triton compiles for pointers into storages of at most so many bytes, or for any.
@@ -86,7 +86,7 @@ def describable(matrix: Tensor) -> bool:
     )
 
 
-class _Kernel(NamedTuple):
+class _Compiled(NamedTuple):
     """A compiled kernel, ready to be launched again."""
 
     run: Callable[..., Any]
@@ -94,60 +94,106 @@ class _Kernel(NamedTuple):
     maps: tuple[tuple[int, dict[str, Any]], ...] | None  # the layouts of maps to hand over
 
 
-def launch(
+class Settings:
+    """A kernel with its constants, and what was compiled of it; see :func:`settings`."""
+
+    def __init__(
+        self,
+        kernel: Any,
+        constants: dict[str, Any],
+        device: int,
+        num_warps: int,
+        num_stages: int,
+        blocks: tuple[tuple[int, int], ...],
+        overlap: bool,
+    ) -> None:
+        self.kernel = kernel
+        self.constants = constants
+        self.values = tuple(constants.values())
+        self.device = device
+        self.num_warps = num_warps
+        self.num_stages = num_stages
+        self.blocks = blocks
+        self.overlap = overlap
+        self.compiled: dict[tuple[Any, ...], _Compiled] = {}  # by dtypes and alignment
+
+
+_settings: dict[tuple[Any, ...], Settings] = {}
+
+
+def settings(
     kernel: Any,
-    grid: tuple[int, int, int],
-    tensors: tuple[Tensor, ...],
-    numbers: tuple[int | float, ...],
     constants: dict[str, Any],
+    device: int,
     *,
     num_warps: int,
     num_stages: int,
     blocks: tuple[tuple[int, int], ...] = (),
     overlap: bool = False,
-) -> None:
-    """Launch ``kernel`` on the current stream of the current device.
+) -> Settings:
+    """Return how to launch ``kernel``, the same object for the same settings.
 
     Args:
-        tensors: the kernel's first arguments, in order.
-        numbers: its other run-time arguments, in order.
         constants: its ``tl.constexpr`` arguments, in order.
+        device: the current GPU.
         num_stages: how many steps of a loop are in flight; fewer where the GPU has no room for them.
         blocks: in which blocks the first tensors, matrices that are :func:`describable`, are read
             or written by the copy engine; the others are handed over as addresses.
         overlap: start when the kernel before it releases its dependents, not when it ends.
     """
+    options = (device, num_warps, num_stages, blocks, overlap)
+    key = (kernel.fn, *options, *constants.values())
+    found = _settings.get(key)
+    if found is None:
+        found = _settings[key] = Settings(kernel, constants, *options)
+    return found
+
+
+def launch(
+    how: Settings,
+    grid: tuple[int, int, int],
+    tensors: tuple[Tensor, ...],
+    numbers: tuple[int | float, ...],
+) -> None:
+    """Launch a kernel on the current stream of the current device.
+
+    Args:
+        tensors: the kernel's first arguments, in order.
+        numbers: its other run-time arguments, in order.
+    """
     if INTERPRETED:
-        kernel[grid](*described(tensors, blocks), *numbers, **constants)
+        how.kernel[grid](*described(tensors, how.blocks), *numbers, **how.constants)
         return
-    device = torch.cuda.current_device()
     addresses: list[Any] = [*map(_address_of, tensors)]
-    values = tuple(constants.values())
-    key = (
-        kernel.fn, device, num_warps, num_stages, overlap, *map(_dtype_of, tensors), len(blocks),
-        _alignment(addresses), values,
-    )  # fmt: skip
+    key = (_alignment(addresses), *map(_dtype_of, tensors))
     if _ON_AMD:
         key += tuple(t.untyped_storage().nbytes() <= _SMALL_STORAGE for t in tensors)
-    known = _compiled.get(key)
-    if known is None:
-        options = {"num_warps": num_warps} | ({"launch_pdl": True} if overlap else {})
-        arguments = (*described(tensors, blocks), *numbers)
-        compiled = _first_launch(kernel[grid], arguments, constants | options, num_stages)
-        _compiled[key] = _prepared(compiled, len(blocks))
+    compiled = how.compiled.get(key)
+    if compiled is None:
+        how.compiled[key] = _first_launch(how, grid, (*described(tensors, how.blocks), *numbers))
         return
-    run, head, maps = known
-    stream = torch._C._cuda_getCurrentRawStream(device)
-    if not blocks:
-        run(*grid, stream, *head, *addresses, *numbers, *values)
-        return
-    matrices: list[Any] = []
-    if maps is None:
-        matrices += described(tensors[: len(blocks)], blocks)
-    else:
-        for (layout, meta), matrix, address in zip(maps, tensors, addresses, strict=False):
-            matrices += tensor_map(matrix, address, layout, meta)
-    run(*grid, stream, *head, *matrices, *addresses[len(blocks) :], *numbers, *values)
+    run, head, maps = compiled
+    if how.blocks:
+        num_matrices = len(how.blocks)
+        matrices: list[Any] = []
+        if maps is None:
+            matrices = described(tensors[:num_matrices], how.blocks)
+        else:
+            for (layout, meta), matrix, address in zip(maps, tensors, addresses, strict=False):
+                matrices += tensor_map(matrix, address, layout, meta)
+        addresses[:num_matrices] = matrices
+    stream = torch._C._cuda_getCurrentRawStream(how.device)
+    run(*grid, stream, *head, *addresses, *numbers, *how.values)
+
+
+def _first_launch(
+    how: Settings, grid: tuple[int, int, int], arguments: tuple[Any, ...]
+) -> _Compiled:
+    options = {"num_warps": how.num_warps} | ({"launch_pdl": True} if how.overlap else {})
+    run = how.kernel[grid]
+    return _prepared(
+        _compile(run, arguments, how.constants | options, how.num_stages), len(how.blocks)
+    )
 
 
 def described(tensors: Sequence[Tensor], blocks: Sequence[tuple[int, int]]) -> list[Any]:
@@ -162,13 +208,11 @@ _dtype_of: Callable[[Tensor], torch.dtype] = Tensor.dtype.__get__  # type: ignor
 
 def _alignment(addresses: list[int]) -> Any:
     """Which addresses are multiples of 16; True where, as nearly always, all of them are."""
-    all_bits = 0
-    for address in addresses:
-        all_bits |= address
+    all_bits = functools.reduce(operator.or_, addresses)
     return all_bits % 16 == 0 or tuple(address % 16 == 0 for address in addresses)
 
 
-def _prepared(compiled: Any, num_matrices: int) -> _Kernel:
+def _prepared(compiled: Any, num_matrices: int) -> _Compiled:
     """How to launch a compiled kernel again.
 
     Triton's launcher is a Python function around a C one: it looks for scratch memory to allocate and
@@ -178,7 +222,7 @@ def _prepared(compiled: Any, num_matrices: int) -> _Kernel:
     """
     launcher = compiled.run
     packed, hooks = compiled.packed_metadata, (None, None, None)
-    ordinary = _Kernel(launcher, (compiled.function, packed, *hooks), None)
+    ordinary = _Compiled(launcher, (compiled.function, packed, *hooks), None)
     known = _LAUNCHER_IS_KNOWN and type(launcher).__name__ == "CudaLauncher"
     if not known or launcher.global_scratch_size or launcher.profile_scratch_size:
         return ordinary
@@ -192,12 +236,10 @@ def _prepared(compiled: Any, num_matrices: int) -> _Kernel:
         return ordinary
     attributes = (launcher.launch_cooperative_grid, launcher.launch_pdl)
     head = (compiled.function, *attributes, None, None, packed, *hooks)
-    return _Kernel(entry, head, tuple((layout_number(meta), meta) for meta in metas))
+    return _Compiled(entry, head, tuple((layout_number(meta), meta) for meta in metas))
 
 
-def _first_launch(
-    run: Any, arguments: Sequence[Any], options: dict[str, Any], num_stages: int
-) -> Any:
+def _compile(run: Any, arguments: Sequence[Any], options: dict[str, Any], num_stages: int) -> Any:
     """Compile and launch with as many stages as the GPU has room for; return what was compiled."""
     for stages in range(num_stages, 1, -1):
         with contextlib.suppress(OutOfResources):

@@ -18,6 +18,8 @@ a program adds its low-rank part at the end, under dropout too.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -26,18 +28,21 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ilora_kernels.backends.triton.adapter import Dropout, rank_block
 from ilora_kernels.backends.triton.configs import (
+    LinearConfig,
     choose,
     fusing_pays,
     multiprocessors,
     tile_counts,
 )
 from ilora_kernels.backends.triton.launch import (
+    Settings,
     can_flatten,
     can_overlap,
     current_device,
     describable,
     holds_product,
     launch,
+    settings,
 )
 from ilora_kernels.backends.triton.mask import keep_tile
 
@@ -244,8 +249,36 @@ def linear(
     columns, rank = y.shape[1], h.shape[1]
     masked = dropout is not None and backward
     device = current_device()
-    config = choose(_role(backward, masked), rows, rank, device)
-    programs = multiprocessors(device)
+    config: LinearConfig = choose(_role(backward, masked), rows, rank, device)
+    sizes, programs, overlap = (
+        (rows, columns, depth, rank),
+        multiprocessors(device),
+        can_overlap(device),
+    )
+    how, grid, numbers = _plan(
+        config, *sizes, programs, device, backward, masked, bias is not None, overlap
+    )
+    y_or_bias = y if bias is None else bias
+    y_or_seed, threshold = (y, 0) if dropout is None else (dropout.seed, dropout.threshold)
+    tensors = (x, weight, weight, h, factor, factor, factor, y, y_or_bias, y_or_seed)
+    launch(how, grid, tensors, (rows, columns, depth, threshold, *numbers))
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(
+    config: LinearConfig,
+    rows: int,
+    columns: int,
+    depth: int,
+    rank: int,
+    programs: int,
+    device: int,
+    backward: bool,
+    masked: bool,
+    has_bias: bool,
+    overlap: bool,
+) -> tuple[Settings, tuple[int, int, int], tuple[int, int]]:
+    """What a launch consists of beside its tensors: settings, grid, numbers of tiles."""
     whole, half = tile_counts(rows, columns, config.block_m, config.block_n, programs)
     block_r = rank_block(rank, limit=64)
     part = config.block_n // config.parts
@@ -253,29 +286,8 @@ def linear(
     def block(depth: int, width: int) -> tuple[int, int]:
         return (depth, width) if backward else (width, depth)
 
-    launch(
+    how = settings(
         linear_kernel,
-        (min(programs, max(whole, half)), 1, 1),
-        (
-            x,
-            weight,
-            weight,
-            h,
-            factor,
-            factor,
-            factor,
-            y,
-            y if bias is None else bias,
-            y if dropout is None else dropout.seed,
-        ),
-        (
-            rows,
-            columns,
-            depth,
-            0 if dropout is None else dropout.threshold,
-            whole,
-            half,
-        ),
         {
             "RANK": rank,
             "BLOCK_R": block_r,
@@ -286,11 +298,12 @@ def linear(
             "GROUP": config.group,
             "PROGRAMS": programs,
             "BACKWARD": backward,
-            "HAS_BIAS": bias is not None,
+            "HAS_BIAS": has_bias,
             "MASKED": masked,
-            "OVERLAP": can_overlap(device),
+            "OVERLAP": overlap,
             "FLATTEN": config.flatten and can_flatten(device),
         },
+        device,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         blocks=(
@@ -303,5 +316,6 @@ def linear(
             block(block_r, part),
             (config.block_m, part),
         ),
-        overlap=can_overlap(device),
+        overlap=overlap,
     )
+    return how, (min(programs, max(whole, half)), 1, 1), (whole, half)

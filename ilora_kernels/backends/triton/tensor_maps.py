@@ -39,9 +39,7 @@ def layout_number(meta: dict[str, Any]) -> int:
     return _layouts.setdefault((block, *(meta[name] for name in names)), len(_layouts))
 
 
-def tensor_map(
-    matrix: Tensor, address: int, layout: int, meta: dict[str, Any]
-) -> tuple[Any, ...]:
+def tensor_map(matrix: Tensor, address: int, layout: int, meta: dict[str, Any]) -> tuple[Any, ...]:
     """Return the map of a matrix and its sizes, as Triton's launcher takes them.
 
     Args:
