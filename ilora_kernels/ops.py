@@ -71,7 +71,7 @@ def gated_lora(
 _PLAIN_TYPES = {Tensor, torch.nn.Parameter, type(None)}
 
 
-def _nobody_watches(x: Tensor, *others: Tensor | None) -> bool:
+def _nobody_watches(*tensors: Tensor | None) -> bool:
     """Whether torch's dispatcher would do no more than hand the call on to its implementation.
 
     On its way through the dispatcher a call can be traced, transformed, batched or shown to modes and
@@ -85,14 +85,17 @@ def _nobody_watches(x: Tensor, *others: Tensor | None) -> bool:
         or c._len_torch_dispatch_stack()
         or c._len_torch_function_stack()
         or c._is_tracing()
-        or not (x.is_cuda or x.is_cpu)
-        or not _PLAIN_TYPES.issuperset(map(type, (x, *others)))
+        or not _PLAIN_TYPES.issuperset(map(type, tensors))
     ):
         return False
-    for tensor in (x, *others):  # noqa: SIM110 - every call comes by here, and a loop is faster
-        if tensor is not None and tensor.is_neg():  # a sign that the dispatcher would apply first
+    for tensor in tensors:  # noqa: SIM110 - every call comes by here, and a loop is faster
+        # A fake, batched or wrapped tensor, or one with a sign that the dispatcher would apply first.
+        if tensor is not None and (_like_a_subclass(tensor) or tensor.is_neg()):
             return False
     return True
+
+
+_like_a_subclass = torch._C._dispatch_isTensorSubclassLike
 
 
 def _forward_in_shape(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -127,11 +130,16 @@ class _EagerGatedLoRA(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, *tensors = ctx.saved_tensors
-        rows, grad_rows = (t.reshape(-1, t.shape[-1]) for t in (x, grad_y))
-        dx, *others = _gradients(ctx, grad_rows, (rows, *tensors))
+        x, *others, seed = ctx.saved_tensors
+        rows, grad_rows = x, grad_y
+        if x.ndim != 2:
+            rows = x.reshape(-1, x.shape[-1])
+            grad_rows = grad_y.reshape(-1, grad_y.shape[-1])
+        dx, dA, dB, dgate = _gradients(ctx, grad_rows, rows, *others, *ctx.scalars, seed)
+        if dx is not None and x.ndim != 2:
+            dx = dx.view(x.shape)
         dbase = grad_y if ctx.needs_input_grad[3] else None
-        return None if dx is None else dx.view(x.shape), None, None, dbase, *others, *(None,) * 6
+        return dx, None, None, dbase, dA, dB, dgate, None, None, None, None, None, None
 
 
 class _GatedLoRA(torch.autograd.Function):
@@ -170,29 +178,22 @@ class _GatedLoRA(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        dx, *others = _gradients(ctx, grad_y, ctx.saved_tensors)
+        *tensors, seed = ctx.saved_tensors
+        dx, dA, dB, dgate = _gradients(ctx, grad_y, *tensors, *ctx.scalars, seed)
         dbase = grad_y if ctx.needs_input_grad[3] else None
-        return dx, None, None, dbase, *others, *(None,) * 6
+        return dx, None, None, dbase, dA, dB, dgate, None, None, None, None, None, None
 
 
-def _gradients(
-    ctx: Any, grad_y: Tensor, saved: tuple[Tensor | None, ...]
-) -> tuple[Tensor | None, ...]:
-    """Return dx ``[T, d_in]``, dA, dB and dgate; None where nobody asks."""
-    *tensors, seed = saved
-    needs_x, _, _, _, needs_A, needs_B, needs_gate = ctx.needs_input_grad[:7]
-    needs = (needs_x, needs_A, needs_B, needs_gate)
-    arguments = (grad_y, *tensors, *ctx.scalars, seed, needs, ctx.backend)
+def _gradients(ctx: Any, *arguments: Any) -> list[Tensor | None]:
+    """dx ``[T, d_in]``, dA, dB and dgate; None where nobody asks."""
+    asked = ctx.needs_input_grad
+    needs = (asked[0], asked[4], asked[5], asked[6])  # of x, lora_A, lora_B, gate
     # The second Function refuses a second derivative; where none is recorded, or the derivative is
     # traced into a compiled graph, it is not needed.
     recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    dx, dA, dB, dgate = _Backward.apply(*arguments) if recorded else _raw_backward(*arguments)
-    return (
-        dx if needs_x else None,
-        dA if needs_A else None,
-        dB if needs_B else None,
-        dgate if needs_gate else None,
-    )
+    operator = _Backward.apply if recorded else _raw_backward
+    found = operator(*arguments, needs, ctx.backend)
+    return [gradient if need else None for gradient, need in zip(found, needs, strict=True)]
 
 
 class _Backward(torch.autograd.Function):

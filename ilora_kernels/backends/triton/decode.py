@@ -265,7 +265,7 @@ def _plan(
         device,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        blocks=tuple((height, config.block_k) for height in (block_t, config.block_n, block_r))
+        blocks=tuple(((height, config.block_k),) for height in (block_t, config.block_n, block_r))
         if copied
         else (),
         overlap=overlap,

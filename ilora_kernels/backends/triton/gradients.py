@@ -297,7 +297,7 @@ def _settings(
     float32: bool,
 ) -> Settings:
     block_r = rank_block(rank)
-    tall, thin = (config.block_t, config.block_d), (config.block_t, block_r)
+    tall, thin = ((config.block_t, config.block_d),), ((config.block_t, block_r),)
     return settings(
         gradients_kernel,
         {

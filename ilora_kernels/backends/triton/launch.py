@@ -21,7 +21,12 @@ import triton
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from ilora_kernels.backends.triton.tensor_maps import Descriptor, layout_number, tensor_map
+from ilora_kernels.backends.triton.tensor_maps import (
+    Descriptor,
+    Layouts,
+    layouts,
+    tensor_maps,
+)
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 _LAUNCHER_IS_KNOWN = triton.__version__.split(".")[:2] == ["3", "6"]
@@ -68,7 +73,8 @@ def _capability(device: int) -> int:
 
 def current_device() -> int:
     """The current GPU; 0 in the interpreter."""
-    return 0 if INTERPRETED else torch.cuda.current_device()
+    # Not torch.cuda.current_device, which makes sure that CUDA is there: the tensors came from it.
+    return 0 if INTERPRETED else torch._C._cuda_getDevice()
 
 
 def describable(matrix: Tensor) -> bool:
@@ -91,7 +97,9 @@ class _Compiled(NamedTuple):
 
     run: Callable[..., Any]
     head: tuple[Any, ...]  # what ``run`` takes between the stream and the kernel's own arguments
-    maps: tuple[tuple[int, dict[str, Any]], ...] | None  # the layouts of maps to hand over
+    matrices: (
+        tuple[Layouts, ...] | None
+    )  # as what the first tensors are handed over; None: Triton's
 
 
 class Settings:
@@ -104,7 +112,7 @@ class Settings:
         device: int,
         num_warps: int,
         num_stages: int,
-        blocks: tuple[tuple[int, int], ...],
+        blocks: Blocks,
         overlap: bool,
     ) -> None:
         self.kernel = kernel
@@ -118,6 +126,8 @@ class Settings:
         self.compiled: dict[tuple[Any, ...], _Compiled] = {}  # by dtypes and alignment
 
 
+# For each of the first tensors the shapes of its blocks.
+Blocks = tuple[tuple[tuple[int, int], ...], ...]
 _settings: dict[tuple[Any, ...], Settings] = {}
 
 
@@ -128,7 +138,7 @@ def settings(
     *,
     num_warps: int,
     num_stages: int,
-    blocks: tuple[tuple[int, int], ...] = (),
+    blocks: Blocks = (),
     overlap: bool = False,
 ) -> Settings:
     """Return how to launch ``kernel``, the same object for the same settings.
@@ -137,8 +147,9 @@ def settings(
         constants: its ``tl.constexpr`` arguments, in order.
         device: the current GPU.
         num_stages: how many steps of a loop are in flight; fewer where the GPU has no room for them.
-        blocks: in which blocks the first tensors, matrices that are :func:`describable`, are read
-            or written by the copy engine; the others are handed over as addresses.
+        blocks: for each of the first tensors, matrices that are :func:`describable`, the blocks in
+            which the copy engine reads or writes it, a descriptor each; the other tensors are handed
+            over as addresses.
         overlap: start when the kernel before it releases its dependents, not when it ends.
     """
     options = (device, num_warps, num_stages, blocks, overlap)
@@ -172,16 +183,14 @@ def launch(
     if compiled is None:
         how.compiled[key] = _first_launch(how, grid, (*described(tensors, how.blocks), *numbers))
         return
-    run, head, maps = compiled
-    if how.blocks:
-        num_matrices = len(how.blocks)
-        matrices: list[Any] = []
-        if maps is None:
-            matrices = described(tensors[:num_matrices], how.blocks)
-        else:
-            for (layout, meta), matrix, address in zip(maps, tensors, addresses, strict=False):
-                matrices += tensor_map(matrix, address, layout, meta)
-        addresses[:num_matrices] = matrices
+    run, head, matrices = compiled
+    if matrices is None:
+        addresses[: len(how.blocks)] = described(tensors[: len(how.blocks)], how.blocks)
+    elif matrices:
+        maps: list[Any] = []
+        for matrix, address, its_layouts in zip(tensors, addresses, matrices, strict=False):
+            maps += tensor_maps(matrix, address, its_layouts)
+        addresses[: len(matrices)] = maps
     stream = torch._C._cuda_getCurrentRawStream(how.device)
     run(*grid, stream, *head, *addresses, *numbers, *how.values)
 
@@ -191,15 +200,14 @@ def _first_launch(
 ) -> _Compiled:
     options = {"num_warps": how.num_warps} | ({"launch_pdl": True} if how.overlap else {})
     run = how.kernel[grid]
-    return _prepared(
-        _compile(run, arguments, how.constants | options, how.num_stages), len(how.blocks)
-    )
+    return _prepared(_compile(run, arguments, how.constants | options, how.num_stages), how.blocks)
 
 
-def described(tensors: Sequence[Tensor], blocks: Sequence[tuple[int, int]]) -> list[Any]:
+def described(tensors: Sequence[Tensor], blocks: Blocks) -> list[Any]:
     """The arguments of a first launch: descriptors of the first tensors, then the other tensors."""
-    matrices = zip(tensors, blocks, strict=False)
-    return [*(Descriptor(*pair) for pair in matrices), *tensors[len(blocks) :]]
+    pairs = zip(tensors, blocks, strict=False)
+    matrices = [Descriptor(matrix, block) for matrix, its_blocks in pairs for block in its_blocks]
+    return [*matrices, *tensors[len(blocks) :]]
 
 
 _address_of = Tensor.data_ptr
@@ -212,11 +220,11 @@ def _alignment(addresses: list[int]) -> Any:
     return all_bits % 16 == 0 or tuple(address % 16 == 0 for address in addresses)
 
 
-def _prepared(compiled: Any, num_matrices: int) -> _Compiled:
+def _prepared(compiled: Any, blocks: Blocks) -> _Compiled:
     """How to launch a compiled kernel again.
 
     Triton's launcher is a Python function around a C one: it looks for scratch memory to allocate and
-    encodes the map of every matrix. Where there is no scratch memory, and the launcher is built as
+    encodes the map of every descriptor. Where there is no scratch memory, and the launcher is built as
     that of Triton 3.6 for Nvidia's GPUs, whose arguments are known, the C function is called with maps
     that are kept. Elsewhere the launcher is, which is slower and as right.
     """
@@ -227,16 +235,19 @@ def _prepared(compiled: Any, num_matrices: int) -> _Compiled:
     if not known or launcher.global_scratch_size or launcher.profile_scratch_size:
         return ordinary
     entry, metas = launcher.launch, []
-    if num_matrices:
+    if blocks:
         captured = inspect.getclosurevars(entry).nonlocals
         entry, metas = captured.get("launcher"), captured.get("tensordesc_meta", [])
-    if not isinstance(entry, types.BuiltinFunctionType) or len(metas) != num_matrices:
+    # None among them: there the kernel takes no map, but the matrix itself.
+    if not isinstance(entry, types.BuiltinFunctionType) or not all(metas):
         return ordinary
-    if not all(metas):  # None: this kernel takes the matrix itself
+    if len(metas) != sum(map(len, blocks)):
         return ordinary
     attributes = (launcher.launch_cooperative_grid, launcher.launch_pdl)
     head = (compiled.function, *attributes, None, None, packed, *hooks)
-    return _Compiled(entry, head, tuple((layout_number(meta), meta) for meta in metas))
+    in_order = iter(metas)
+    matrices = tuple(layouts([next(in_order) for _ in its_blocks]) for its_blocks in blocks)
+    return _Compiled(entry, head, matrices)
 
 
 def _compile(run: Any, arguments: Sequence[Any], options: dict[str, Any], num_stages: int) -> Any:

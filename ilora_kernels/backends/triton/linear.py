@@ -227,7 +227,7 @@ def can_fuse(x: Tensor, weight: Tensor, y: Tensor, rank: int) -> bool:
     device = current_device()
     if not holds_product(device) or x.dtype == torch.float32:
         return False
-    if not (describable(x) and describable(weight) and describable(y)):
+    if y.shape[1] % 8 or not (describable(x) and describable(weight)):  # y is new: nothing to see
         return False
     config = choose("linear", x.shape[0], rank, device)
     return fusing_pays(*y.shape, x.shape[1], (config.block_m, config.block_n), device)
@@ -260,7 +260,7 @@ def linear(
     )
     y_or_bias = y if bias is None else bias
     y_or_seed, threshold = (y, 0) if dropout is None else (dropout.seed, dropout.threshold)
-    tensors = (x, weight, weight, h, factor, factor, factor, y, y_or_bias, y_or_seed)
+    tensors = (x, weight, h, factor, y, y_or_bias, y_or_seed)
     launch(how, grid, tensors, (rows, columns, depth, threshold, *numbers))
 
 
@@ -307,14 +307,15 @@ def _plan(
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         blocks=(
-            (config.block_m, config.block_k),
-            block(config.block_k, config.block_n),
-            block(config.block_k, config.block_n // 2),
-            (config.block_m, block_r),
-            block(block_r, config.block_n),
-            block(block_r, config.block_n // 2),
-            block(block_r, part),
-            (config.block_m, part),
+            ((config.block_m, config.block_k),),
+            (block(config.block_k, config.block_n), block(config.block_k, config.block_n // 2)),
+            ((config.block_m, block_r),),
+            (
+                block(block_r, config.block_n),
+                block(block_r, config.block_n // 2),
+                block(block_r, part),
+            ),
+            ((config.block_m, part),),
         ),
         overlap=overlap,
     )

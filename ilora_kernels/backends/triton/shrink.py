@@ -266,6 +266,6 @@ def _plan(
         device,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        blocks=((config.block_t, config.block_d), factor_block) if descriptors else (),
+        blocks=(((config.block_t, config.block_d),), (factor_block,)) if descriptors else (),
     )
     return how, (programs, -(-rank // block_r), 1)

@@ -8,23 +8,24 @@ second call on.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-# All maps of a 7B model in training are about 3,000, and some 4,500 more with every new number of tokens.
-MOST_MAPS = 16384
+# A 7B model in training has about 3,000, and up to 2,500 more with every new number of tokens.
+MOST_ENTRIES = 16384
 
-# (address, shape, strides, number of the layout) -> what a launcher takes for a descriptor.
+# (address, shape, strides, number of the layouts) -> what a launcher takes for the descriptors.
 _maps: dict[tuple[Any, ...], tuple[Any, ...]] = {}
-_layouts: dict[tuple[Any, ...], int] = {}
+_numbers: dict[tuple[Any, ...], int] = {}
 
 
 class Descriptor(TensorDescriptor):
     """A host tensor descriptor, less the checks that ``describable`` makes once a tensor."""
 
-    def __init__(self, matrix: Tensor, block: tuple[int, ...]) -> None:
+    def __init__(self, matrix: Tensor, block: Sequence[int]) -> None:
         self.base = matrix
         self.shape = list(matrix.shape)
         self.strides = list(matrix.stride())
@@ -32,31 +33,34 @@ class Descriptor(TensorDescriptor):
         self.padding = "zero"
 
 
-def layout_number(meta: dict[str, Any]) -> int:
-    """A small number for how a compiled kernel wants a matrix laid out, equal for equal layouts."""
-    block = tuple(meta["block_size"])
+class Layouts(NamedTuple):
+    """In which blocks a compiled kernel reads one matrix, and how it wants them laid out."""
+
+    number: int  # equal for equal layouts, of any kernel
+    metas: tuple[dict[str, Any], ...]  # Triton's own words for each
+
+
+def layouts(metas: Sequence[dict[str, Any]]) -> Layouts:
+    """Number what a compiled kernel says of its descriptors of one matrix."""
     names = ("swizzle", "elem_size", "elem_type", "fp4_padded")
-    return _layouts.setdefault((block, *(meta[name] for name in names)), len(_layouts))
+    values = tuple((*(meta[n] for n in names), *meta["block_size"]) for meta in metas)
+    return Layouts(_numbers.setdefault(values, len(_numbers)), tuple(metas))
 
 
-def tensor_map(matrix: Tensor, address: int, layout: int, meta: dict[str, Any]) -> tuple[Any, ...]:
-    """Return the map of a matrix and its sizes, as Triton's launcher takes them.
-
-    Args:
-        address: the matrix's.
-        layout: the :func:`layout_number` of ``meta``.
-        meta: the compiled kernel's own description of how it reads this argument.
-    """
-    key = (address, matrix.shape, matrix.stride(), layout)
+def tensor_maps(matrix: Tensor, address: int, layouts: Layouts) -> tuple[Any, ...]:
+    """Return the maps of a matrix, each with its sizes after it, as Triton's launcher takes them."""
+    key = (address, matrix.shape, matrix.stride(), layouts.number)
     found = _maps.get(key)
-    return found if found is not None else _encoded(key, matrix, meta)
+    return found if found is not None else _encoded(key, matrix, layouts)
 
 
-def _encoded(key: tuple[Any, ...], matrix: Tensor, meta: dict[str, Any]) -> tuple[Any, ...]:
-    from triton.backends.nvidia.driver import make_tensordesc_arg  # absent from other builds
+def _encoded(key: tuple[Any, ...], matrix: Tensor, layouts: Layouts) -> tuple[Any, ...]:
+    from triton.backends.nvidia.driver import make_tensordesc_arg  # not in every build of Triton
 
-    if len(_maps) >= MOST_MAPS:
+    if len(_maps) >= MOST_ENTRIES:
         _maps.clear()
-    expanded = tuple(make_tensordesc_arg(Descriptor(matrix, meta["block_size"]), meta))
-    _maps[key] = expanded
-    return expanded
+    expanded: list[Any] = []
+    for meta in layouts.metas:
+        expanded += make_tensordesc_arg(Descriptor(matrix, meta["block_size"]), meta)
+    _maps[key] = tuple(expanded)
+    return _maps[key]
