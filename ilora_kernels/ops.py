@@ -88,7 +88,7 @@ def _nobody_watches(*tensors: Tensor | None) -> bool:
         or not _PLAIN_TYPES.issuperset(map(type, tensors))
     ):
         return False
-    for tensor in tensors:  # noqa: SIM110 - every call comes by here, and a loop is faster
+    for tensor in tensors:
         # A fake, batched or wrapped tensor, or one with a sign that the dispatcher would apply first.
         if tensor is not None and (_like_a_subclass(tensor) or tensor.is_neg()):
             return False
