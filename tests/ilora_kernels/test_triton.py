@@ -581,7 +581,7 @@ def test_a_compiled_kernel_is_used_for_its_own_dtypes_and_alignment_alone(
     ) -> None:
         matrix = torch.zeros(rows, 64, dtype=dtype)
         sums = torch.zeros(room)[offset:]
-        blocks = ((16, 16),) if described else ()
+        blocks = (((16, 16),),) if described else ()
         constants = {"BLOCK": 16, "DESCRIPTORS": described}
         how = launching.settings(
             kernel, constants, 0, num_warps=num_warps, num_stages=2, blocks=blocks

@@ -153,7 +153,7 @@ def test_addresses_that_change_are_freed_and_come_again_give_the_results_of_the_
             for x in (view, view.clone(), view.clone()):
                 found = []
                 for name in ("triton", "torch"):
-                    leaves = replace(problem, x=x).leaves()
+                    leaves = replace(problem.leaves(), x=x.detach().requires_grad_())
                     with use_backend(name):
                         y = leaves.run()
                         found.append([y.detach(), *gradients(leaves, y)])
