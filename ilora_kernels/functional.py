@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ilora_kernels import ops
 from ilora_kernels.dropout import draw_seed
 
-_FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_FLOATING = (torch.bfloat16, torch.float32, torch.float16, torch.float64)
 
 
 def gated_lora(
@@ -176,9 +176,6 @@ def _one_gate_form(
     return gate.reshape(-1, gate.shape[-1]), 1, None
 
 
-_NAMES = ("weight", "bias", "base", "x", "lora_A", "lora_B", "gate", "cu_seqlens")
-
-
 def _check_tensors(
     x: Tensor,
     weight: Tensor | None,
@@ -189,23 +186,24 @@ def _check_tensors(
     gate: Tensor,
     cu_seqlens: Tensor | None,
 ) -> None:
-    """Whether all are tensors of floating dtypes, but ``cu_seqlens`` of integers, on one device."""
-    needed, optional = (x, lora_A, lora_B, gate), (weight, bias, base)
+    """Refuse what is no tensor of a floating dtype (``cu_seqlens``: of integers) on x's device."""
+    tensors = [x, lora_A, lora_B, gate]
+    tensors += [tensor for tensor in (weight, bias, base) if tensor is not None]
     if cu_seqlens is None and isinstance(x, Tensor):
         device = x.device
-        # Every call comes by here: no names are put together before something is wrong.
-        for tensor in (*needed, *optional):
-            if tensor is None:
-                continue
-            if not isinstance(tensor, Tensor) or tensor.dtype not in _FLOATING:
-                break
-            if tensor.device != device:
+        # Every call comes by here: nothing is put together for a message before it is needed.
+        for tensor in tensors:
+            if (
+                not isinstance(tensor, Tensor)
+                or tensor.dtype not in _FLOATING
+                or tensor.device != device
+            ):
                 break
         else:
-            if lora_A is not None and lora_B is not None and gate is not None:
-                return
-    given = dict(zip(_NAMES, (*optional, *needed), strict=False))
-    given = {name: t for name, t in given.items() if t is not None or name in _NAMES[3:]}
+            return
+    optional = {"weight": weight, "bias": bias, "base": base}
+    given = {name: tensor for name, tensor in optional.items() if tensor is not None}
+    given |= {"x": x, "lora_A": lora_A, "lora_B": lora_B, "gate": gate}
     _check_dtypes(given)
     _check_devices(given, cu_seqlens)
 
@@ -229,10 +227,9 @@ def _check_one_dtype(
     lora_B: Tensor,
 ) -> None:
     dtype = x.dtype
-    others = (weight, bias, base, lora_A, lora_B)
-    for i, tensor in enumerate(others):
+    names = ("weight", "bias", "base", "lora_A", "lora_B")
+    for name, tensor in zip(names, (weight, bias, base, lora_A, lora_B), strict=True):
         if tensor is not None and tensor.dtype != dtype:
-            name = ("weight", "bias", "base", "lora_A", "lora_B")[i]
             raise TypeError(
                 f"{name} has dtype {tensor.dtype}, but x has {x.dtype}; cast one of them, or run "
                 "under torch.autocast."
