@@ -128,7 +128,8 @@ def _check_device(x: Tensor) -> None:
 def _rows(matrix: Tensor) -> Tensor:
     """The matrix with its rows one after another in memory, as the kernels walk them."""
     # The kernels take the distance between rows as an int32.
-    in_rows = matrix.stride(1) == 1 and matrix.shape[1] <= matrix.stride(0) < 2**31
+    row, column = matrix.stride()
+    in_rows = column == 1 and matrix.shape[1] <= row < 2**31
     return matrix if in_rows else matrix.clone(memory_format=torch.contiguous_format)
 
 
