@@ -19,6 +19,8 @@ tests), and with one multiplication less they do. All arithmetic is modulo 2³²
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,7 @@ def draw_seed(device: torch.device) -> Tensor:
     return torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device=device)
 
 
+@functools.lru_cache(maxsize=64)
 def threshold_and_scale(dropout_p: float) -> tuple[int, float]:
     """Return round(p · 2¹⁶) and the factor 1 / (1 - p) of what stays, for that rounded p < 1."""
     threshold = min(round(dropout_p * 2**16), 2**16 - 1)

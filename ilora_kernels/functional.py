@@ -1,21 +1,25 @@
-"""The public functions: what they compute, which shapes they take, and every refusal.
+"""The public functions: what they compute, and which shapes they take.
 
-Checks run before anything is launched. Then all gate forms become one (see
+Checks (:mod:`ilora_kernels.checks`) run before anything is launched. Then all gate forms become one (see
 :mod:`ilora_kernels.ops`) and the operator is called.
 """
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from ilora_kernels import ops
+from ilora_kernels.checks import (
+    check_frozen,
+    check_numbers,
+    check_one_dtype,
+    check_packed,
+    check_shapes,
+    check_tensors,
+    shape_of,
+)
 from ilora_kernels.dropout import draw_seed
-
-_FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def gated_lora(
@@ -121,37 +125,33 @@ def _apply(
     dropout_p: float,
     cu_seqlens: Tensor | None,
 ) -> Tensor:
-    optional = {"weight": weight, "bias": bias, "base": base}
-    given = {name: tensor for name, tensor in optional.items() if tensor is not None}
-    given |= {"x": x, "lora_A": lora_A, "lora_B": lora_B, "gate": gate}
-    _check_dtypes(given)
-    _check_devices(given, cu_seqlens)
-    _check_shapes(given)
-    _check_frozen(weight, bias)
-    _check_numbers(scaling=scaling, dropout_p=dropout_p)
+    check_tensors(x, weight, bias, base, lora_A, lora_B, gate, cu_seqlens)
+    check_shapes(x, weight, bias, base, lora_A, lora_B, gate)
+    check_frozen(weight, bias)
+    check_numbers(scaling, dropout_p)
 
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, lora_A, lora_B = x.to(dtype), lora_A.to(dtype), lora_B.to(dtype)
         weight, bias, base = (None if t is None else t.to(dtype) for t in (weight, bias, base))
-    _check_one_dtype(x, weight=weight, bias=bias, base=base, lora_A=lora_A, lora_B=lora_B)
+    check_one_dtype(x, weight, bias, base, lora_A, lora_B)
 
     gate_rows, rows_per_gate, offsets = _one_gate_form(x, gate, cu_seqlens)
-    y = ops.gated_lora(
-        x.reshape(-1, x.shape[-1]),
+    gate_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return ops.gated_lora(
+        x,
         weight,
         bias,
-        None if base is None else base.reshape(-1, base.shape[-1]),
+        base,
         lora_A,
         lora_B,
-        gate_rows.to(torch.float64 if x.dtype == torch.float64 else torch.float32),
+        gate_rows if gate_rows.dtype == gate_dtype else gate_rows.to(gate_dtype),
         offsets,
         rows_per_gate,
         float(scaling),
         float(dropout_p),
         draw_seed(x.device) if dropout_p > 0.0 else None,
     )
-    return y.reshape(*x.shape[:-1], lora_B.shape[0])
 
 
 def _one_gate_form(
@@ -159,7 +159,7 @@ def _one_gate_form(
 ) -> tuple[Tensor, int, Tensor | None]:
     """Bring the gate to ``[G, K]``; say how many rows of x each governs, or where they start."""
     if cu_seqlens is not None:
-        _check_packed(x, gate, cu_seqlens)
+        check_packed(x, gate, cu_seqlens)
     if gate.ndim == 1:
         return gate[None], x.shape[:-1].numel(), None
     if cu_seqlens is not None:
@@ -167,145 +167,14 @@ def _one_gate_form(
     if gate.ndim == 2 and x.ndim == 3:
         if gate.shape[0] != x.shape[0]:
             raise ValueError(
-                f"gate has {gate.shape[0]} rows, but x of shape {_shape(x)} holds {x.shape[0]} "
+                f"gate has {gate.shape[0]} rows, but x of shape {shape_of(x)} holds {x.shape[0]} "
                 "instances; give one row an instance."
             )
         return gate, x.shape[1], None
     if gate.shape[:-1] != x.shape[:-1]:
         raise ValueError(
-            f"gate of shape {_shape(gate)} does not fit x of shape {_shape(x)}; with K experts it is "
+            f"gate of shape {shape_of(gate)} does not fit x of shape {shape_of(x)}; with K experts it is "
             "[K], [B, K] or [B, S, K] for x [B, S, d_in], and [K], [T, K], or [B, K] with "
             "cu_seqlens, for x [T, d_in]."
         )
     return gate.reshape(-1, gate.shape[-1]), 1, None
-
-
-def _check_dtypes(given: dict[str, Tensor]) -> None:
-    for name, tensor in given.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} is a {type(tensor).__name__}; it must be a torch.Tensor.")
-        if tensor.dtype not in _FLOATING:
-            raise TypeError(
-                f"{name} has dtype {tensor.dtype}; it must be float64, float32, float16 or bfloat16."
-            )
-
-
-def _check_one_dtype(x: Tensor, **others: Tensor | None) -> None:
-    for name, tensor in others.items():
-        if tensor is not None and tensor.dtype != x.dtype:
-            raise TypeError(
-                f"{name} has dtype {tensor.dtype}, but x has {x.dtype}; cast one of them, or run "
-                "under torch.autocast."
-            )
-
-
-def _check_devices(given: dict[str, Tensor], cu_seqlens: Tensor | None) -> None:
-    if cu_seqlens is not None:
-        if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
-            got = getattr(cu_seqlens, "dtype", type(cu_seqlens).__name__)
-            raise TypeError(f"cu_seqlens is {got}; it must be an int32 or int64 tensor.")
-        given = given | {"cu_seqlens": cu_seqlens}
-    device = given["x"].device
-    for name, tensor in given.items():
-        if tensor.device != device:
-            raise ValueError(
-                f"{name} is on {tensor.device}, but x is on {device}; move one of them."
-            )
-
-
-def _check_shapes(given: dict[str, Tensor]) -> None:
-    x, lora_A, lora_B, gate = (given[name] for name in ("x", "lora_A", "lora_B", "gate"))
-    if x.ndim not in (2, 3):
-        raise ValueError(f"x has shape {_shape(x)}; it must be [B, S, d_in] or [T, d_in].")
-    if lora_A.ndim != 2 or lora_A.shape[1] != x.shape[-1] or lora_A.shape[0] == 0:
-        raise ValueError(
-            f"lora_A has shape {_shape(lora_A)}; it must be [R, {x.shape[-1]}] with R >= 1 for x of "
-            f"shape {_shape(x)}."
-        )
-    if lora_B.ndim != 2 or lora_B.shape[1] != lora_A.shape[0]:
-        raise ValueError(
-            f"lora_B has shape {_shape(lora_B)}; it must be [d_out, {lora_A.shape[0]}] for lora_A of "
-            f"shape {_shape(lora_A)}."
-        )
-    if not 1 <= gate.ndim <= x.ndim or gate.shape[-1] == 0 or lora_A.shape[0] % gate.shape[-1]:
-        raise ValueError(
-            f"gate has shape {_shape(gate)}; its last dimension is the number of experts, which must "
-            f"divide lora_A's {lora_A.shape[0]} rows, and it has at most x's {x.ndim} dimensions."
-        )
-    d_out = lora_B.shape[0]
-    wanted = {
-        "weight": (d_out, x.shape[-1]),
-        "bias": (d_out,),
-        "base": (*x.shape[:-1], d_out),
-    }
-    for name, shape in wanted.items():
-        if name in given and tuple(given[name].shape) != shape:
-            raise ValueError(
-                f"{name} has shape {_shape(given[name])}; it must be {list(shape)} for x of shape "
-                f"{_shape(x)} and lora_B of shape {_shape(lora_B)}."
-            )
-
-
-def _check_frozen(weight: Tensor | None, bias: Tensor | None) -> None:
-    if not torch.is_grad_enabled():
-        return
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.requires_grad:
-            raise ValueError(
-                f"{name} requires a gradient, but gated_lora_linear keeps it frozen and computes "
-                f"none; call {name}.requires_grad_(False), or add gated_lora(x, ...) to F.linear."
-            )
-
-
-def _check_numbers(*, scaling: float, dropout_p: float) -> None:
-    for name, value in (("scaling", scaling), ("dropout_p", dropout_p)):
-        # The first test is the one that torch.compile can trace; the second lets NumPy's numbers in.
-        if not (isinstance(value, int | float) or hasattr(value, "__float__")):
-            raise TypeError(f"{name} is a {type(value).__name__}; it must be a number.")
-    if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"dropout_p is {dropout_p}; it must be at least 0 and less than 1.")
-
-
-def _check_packed(x: Tensor, gate: Tensor, cu_seqlens: Tensor) -> None:
-    if x.ndim != 2:
-        raise ValueError(
-            f"x has shape {_shape(x)}; with cu_seqlens it is a packed batch of shape [T, d_in]."
-        )
-    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] == 0:
-        raise ValueError(
-            f"cu_seqlens has shape {_shape(cu_seqlens)}; it must be [B + 1], one more than there are "
-            "sequences."
-        )
-    if gate.ndim == 2 and cu_seqlens.shape[0] != gate.shape[0] + 1:
-        raise ValueError(
-            f"cu_seqlens has shape {_shape(cu_seqlens)}; for gate of shape {_shape(gate)} it must be "
-            f"[{gate.shape[0] + 1}], one more than there are sequences."
-        )
-    if torch.compiler.is_compiling() or cu_seqlens.is_meta:
-        return
-    if cu_seqlens.is_cuda and torch.cuda.is_current_stream_capturing():
-        return
-    _check_offsets(cu_seqlens, x.shape[0])
-
-
-# Reading a GPU tensor waits for the GPU, and a model hands the same offsets to each of its layers.
-_checked_offsets = WeakTensorKeyDictionary()
-
-
-def _check_offsets(cu_seqlens: Tensor, num_tokens: int) -> None:
-    state = (cu_seqlens._version, num_tokens)
-    if _checked_offsets.get(cu_seqlens) == state:
-        return
-    offsets = cu_seqlens.tolist()
-    if offsets[0] != 0 or offsets[-1] != num_tokens:
-        raise ValueError(
-            f"cu_seqlens goes from {offsets[0]} to {offsets[-1]}; it must go from 0 to {num_tokens}, "
-            "the number of rows of x."
-        )
-    if any(end < start for start, end in itertools.pairwise(offsets)):
-        raise ValueError(f"cu_seqlens is {offsets}; it must never decrease.")
-    _checked_offsets[cu_seqlens] = state
-
-
-def _shape(tensor: Tensor) -> list[int]:
-    return list(tensor.shape)

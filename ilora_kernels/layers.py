@@ -143,6 +143,11 @@ def _require_tensor(gate: Tensor) -> None:
         raise TypeError(f"gate is a {type(gate).__name__}; it must be a torch.Tensor.")
 
 
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    # Asking first costs a tenth of calling .to() for nothing.
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
 def _grouped(x: Tensor, num_instances: int) -> Tensor:
     """Bring beams under their instance: ``[B · beams, S, d_in] -> [B, beams · S, d_in]``."""
     num_rows = x.shape[0]
@@ -240,28 +245,28 @@ class FusedILoRALinear(nn.Module):
         elif rows.ndim > 3 or gate.ndim > rows.ndim:
             rows = rows.flatten(0, -2)
             gate = gate.flatten(0, -2) if gate.ndim > 2 else gate
-        return self._adapted(x, rows, adapter, gate, packed).reshape(
-            *x.shape[:-1], self.out_features
-        )
+        y = self._adapted(x, rows, adapter, gate, packed)
+        return y if rows is x else y.reshape(*x.shape[:-1], self.out_features)
 
     def _adapted(
         self, x: Tensor, rows: Tensor, adapter: Adapter, gate: Tensor, cu_seqlens: Tensor | None
     ) -> Tensor:
+        lora_A, lora_B, _, scaling, dropout_p = adapter
         options: dict[str, Any] = {
-            "scaling": adapter.scaling,
-            "dropout_p": adapter.dropout_p,
+            "scaling": scaling,
+            "dropout_p": dropout_p,
             "cu_seqlens": cu_seqlens,
         }
         layer = self.base_layer
         if is_plain_linear(layer):
-            lora_A, lora_B = adapter.lora_A.to(x.dtype), adapter.lora_B.to(x.dtype)
+            lora_A, lora_B = _cast(lora_A, x.dtype), _cast(lora_B, x.dtype)
             return gated_lora_linear(
                 rows, layer.weight, layer.bias, lora_A, lora_B, gate, **options
             )
         base = layer(x)
-        lora_A, lora_B = adapter.lora_A.to(base.dtype), adapter.lora_B.to(base.dtype)
+        lora_A, lora_B = _cast(lora_A, base.dtype), _cast(lora_B, base.dtype)
         base = base.reshape(*rows.shape[:-1], self.out_features)
-        return gated_lora_onto(base, rows.to(base.dtype), lora_A, lora_B, gate, **options)
+        return gated_lora_onto(base, _cast(rows, base.dtype), lora_A, lora_B, gate, **options)
 
     def merged(self, gate: Tensor | None = None) -> nn.Linear:
         """Return the plain ``nn.Linear`` of one fixed user: ``W + s · B diag(gate) A``.

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ilora_kernels.backends import requested, select
 
@@ -50,14 +51,95 @@ def gated_lora(
     dropout_p: float,
     seed: Tensor | None,
 ) -> Tensor:
-    """Return ``y [T, d_out]``, differentiable; inputs are checked by :mod:`ilora_kernels.functional`."""
+    """Return ``y [..., d_out]`` for ``x [..., d_in]``, differentiable.
+
+    Inputs are checked by :mod:`ilora_kernels.functional`; ``base``, if any, is of y's shape.
+    """
     low_rank = (lora_A, lora_B, gate, cu_seqlens, rows_per_gate, scaling)
     arguments = (x, weight, bias, base, *low_rank, dropout_p, seed, requested())
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return _GatedLoRA.apply(*arguments)[0]
-    # What apply() adds before the C++ call, a binding of every argument to its name, only the two
-    # above need; here it would take half as long as launching the kernels.
-    return super(torch.autograd.Function, _GatedLoRA).apply(*arguments)[0]
+    if _nobody_watches(x, weight, bias, base, lora_A, lora_B, gate):
+        if not torch.is_grad_enabled() and forward_ad._current_level < 0:
+            return _forward_in_shape(*arguments)[0]
+        # What apply() adds before the C++ call is for others: a binding of every argument to its name.
+        return super(torch.autograd.Function, _EagerGatedLoRA).apply(*arguments)
+    rows = x.reshape(-1, x.shape[-1])
+    base_rows = None if base is None else base.reshape(-1, base.shape[-1])
+    y, _ = _GatedLoRA.apply(rows, weight, bias, base_rows, *arguments[4:])
+    return y.reshape(*x.shape[:-1], lora_B.shape[0])
+
+
+_PLAIN_TYPES = {Tensor, torch.nn.Parameter, type(None)}
+
+
+def _nobody_watches(*tensors: Tensor | None) -> bool:
+    """Whether torch's dispatcher would do no more than hand the call on to its implementation.
+
+    On its way through the dispatcher a call can be traced, transformed, batched or shown to modes and
+    to subclasses of Tensor. Where there is none of these, the implementation is called directly: the
+    way through costs as much as launching a kernel or two.
+    """
+    c = torch._C
+    if (
+        torch.compiler.is_compiling()
+        or c._are_functorch_transforms_active()
+        or c._len_torch_dispatch_stack()
+        or c._len_torch_function_stack()
+        or c._is_tracing()
+        or not _PLAIN_TYPES.issuperset(map(type, tensors))
+    ):
+        return False
+    for tensor in tensors:
+        # A fake, batched or wrapped tensor, or one with a sign that the dispatcher would apply first.
+        if tensor is not None and (_like_a_subclass(tensor) or tensor.is_neg()):
+            return False
+    return True
+
+
+_like_a_subclass = torch._C._dispatch_isTensorSubclassLike
+
+
+def _forward_in_shape(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """The implementation for ``x [..., d_in]``: ``y [..., d_out]`` and ``x̂ Aᵀ [T, R]``."""
+    if x.ndim == 2:
+        return _forward_impl(x, *arguments)
+    weight, bias, base, *rest = arguments
+    base_rows = None if base is None else base.reshape(-1, base.shape[-1])
+    y, xa = _forward_impl(x.reshape(-1, x.shape[-1]), weight, bias, base_rows, *rest)
+    # Not a view: autograd forbids to change a Function's view in place, and callers add to y.
+    return _unsafe_view(y, (*x.shape[:-1], y.shape[1])), xa
+
+
+_unsafe_view = torch.ops.aten._unsafe_view.default
+
+
+class _EagerGatedLoRA(torch.autograd.Function):
+    """The operator with its derivative where nobody watches, for ``x [..., d_in]``.
+
+    One node of the graph, without the reshapings around it, and without a context set up apart from
+    the forward pass, which functorch needs: see :class:`_GatedLoRA`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        x, weight, _, _, lora_A, lora_B, gate, cu_seqlens, *scalars, seed, backend = arguments
+        y, xa = _forward_in_shape(*arguments)
+        ctx.save_for_backward(x, weight, lora_A, lora_B, gate, cu_seqlens, xa, seed)
+        ctx.scalars = scalars  # rows_per_gate, scaling, dropout_p
+        ctx.backend = backend
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, *others, seed = ctx.saved_tensors
+        rows, grad_rows = x, grad_y
+        if x.ndim != 2:
+            rows = x.reshape(-1, x.shape[-1])
+            grad_rows = grad_y.reshape(-1, grad_y.shape[-1])
+        dx, dA, dB, dgate = _gradients(ctx, grad_rows, rows, *others, *ctx.scalars, seed)
+        if dx is not None and x.ndim != 2:
+            dx = dx.view(x.shape)
+        dbase = grad_y if ctx.needs_input_grad[3] else None
+        return dx, None, None, dbase, dA, dB, dgate, None, None, None, None, None, None
 
 
 class _GatedLoRA(torch.autograd.Function):
@@ -97,16 +179,21 @@ class _GatedLoRA(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         *tensors, seed = ctx.saved_tensors
-        needs_x, needs_base = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
-        needs = (needs_x, *ctx.needs_input_grad[4:7])
-        arguments = (grad_y, *tensors, *ctx.scalars, seed, needs, ctx.backend)
-        # The second Function refuses a second derivative; where none is recorded, or the derivative
-        # is traced into a compiled graph, it is not needed.
-        recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        gradients = _Backward.apply(*arguments) if recorded else _raw_backward(*arguments)
-        dx, dA, dB, dgate = (g if n else None for g, n in zip(gradients, needs, strict=True))
-        dbase = grad_y if needs_base else None
-        return dx, None, None, dbase, dA, dB, dgate, *(None,) * 6
+        dx, dA, dB, dgate = _gradients(ctx, grad_y, *tensors, *ctx.scalars, seed)
+        dbase = grad_y if ctx.needs_input_grad[3] else None
+        return dx, None, None, dbase, dA, dB, dgate, None, None, None, None, None, None
+
+
+def _gradients(ctx: Any, *arguments: Any) -> list[Tensor | None]:
+    """dx ``[T, d_in]``, dA, dB and dgate; None where nobody asks."""
+    asked = ctx.needs_input_grad
+    needs = (asked[0], asked[4], asked[5], asked[6])  # of x, lora_A, lora_B, gate
+    # The second Function refuses a second derivative; where none is recorded, or the derivative is
+    # traced into a compiled graph, it is not needed.
+    recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    operator = _Backward.apply if recorded else _raw_backward
+    found = operator(*arguments, needs, ctx.backend)
+    return [gradient if need else None for gradient, need in zip(found, needs, strict=True)]
 
 
 class _Backward(torch.autograd.Function):
@@ -131,6 +218,8 @@ class _Backward(torch.autograd.Function):
 
 def _raw_backward(*inputs: Any) -> tuple[Tensor, ...]:
     *head, needs, backend = inputs
+    if _nobody_watches(*head[:6]):
+        return _backward_impl(*inputs)
     return torch.ops.ilora.gated_lora_backward(*head, list(needs), backend)
 
 

@@ -28,6 +28,7 @@ from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ilora_kernels.backends import triton as backend
+from ilora_kernels.backends.triton.launch import Settings, described
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -110,18 +111,11 @@ def imitate(target: str) -> list[Launch]:
     """Make the backend take itself to be on the target; return the list of what it launches."""
     noted: list[Launch] = []
 
-    def note(
-        kernel: Any,
-        grid: Any,
-        arguments: Any,
-        constants: dict[str, Any],
-        *,
-        num_warps: int,
-        num_stages: int,
-        overlap: bool = False,
-    ) -> None:
-        constant = tuple(constants.items())
-        noted.append(Launch(kernel, tuple(arguments), constant, num_warps, num_stages, overlap))
+    def note(how: Settings, grid: Any, tensors: Any, numbers: Any) -> None:
+        arguments = (*described(tensors, how.blocks), *numbers)
+        constants = tuple(how.constants.items())
+        options = (how.num_warps, how.num_stages, how.overlap)
+        noted.append(Launch(how.kernel, arguments, constants, *options))
 
     hopper_or_newer = target in ("sm_90", "sm_100")
     replaced = {

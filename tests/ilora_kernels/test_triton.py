@@ -231,7 +231,7 @@ def test_nothing_is_copied_between_kernels_that_run_beside_each_other(
             return function(*args, **(kwargs or {}))
 
     for name in ("shrink", "delta"):
-        monkeypatch.setattr(module(name), "launch", lambda *_, n=name, **__: done.append(n))
+        monkeypatch.setattr(module(name), "launch", lambda *_, n=name: done.append(n))
     x, base = torch.ones(32, 16, device=triton_device), torch.ones(24, 32, device=triton_device).T
     factors = (torch.ones(8, 16, device=triton_device), torch.ones(24, 8, device=triton_device))
     gate = torch.ones(1, 2, device=triton_device)
@@ -327,9 +327,7 @@ def test_partial_sums_are_not_written_beside_the_kernel_that_fills_their_memory(
     monkeypatch.setattr(gradients_module, "can_overlap", lambda _: True)
     monkeypatch.setattr(gradients_module, "multiprocessors", lambda _: 64)
     monkeypatch.setattr(gradients_module, "current_device", lambda: 0)
-    monkeypatch.setattr(
-        gradients_module, "launch", lambda *_, overlap, **__: overlaps.append(overlap)
-    )
+    monkeypatch.setattr(gradients_module, "launch", lambda how, *_: overlaps.append(how.overlap))
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", fill)
     x, thin = torch.empty(1024, width), torch.empty(1024, 16)
     gating = module("adapter").gating_of(torch.empty(8, 4), None, 128, 1.0)
@@ -555,10 +553,9 @@ def test_a_compiled_kernel_is_used_for_its_own_dtypes_and_alignment_alone(
     """A kernel whose matrices are all described knows their dtype from nothing else."""
     launching = module("launch")
     monkeypatch.setattr(launching, "INTERPRETED", False)
-    monkeypatch.setattr(launching, "_compiled", {})
+    monkeypatch.setattr(launching, "_settings", {})
     monkeypatch.setattr(launching, "_ON_AMD", True)
     monkeypatch.setattr(launching, "_SMALL_STORAGE", 1024)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: 0, raising=False)
     compiled: list[Any] = []
     ran: list[Any] = []
@@ -584,10 +581,12 @@ def test_a_compiled_kernel_is_used_for_its_own_dtypes_and_alignment_alone(
     ) -> None:
         matrix = torch.zeros(rows, 64, dtype=dtype)
         sums = torch.zeros(room)[offset:]
-        first = launching.descriptor(matrix, [16, 16]) if described else matrix
+        blocks = (((16, 16),),) if described else ()
         constants = {"BLOCK": 16, "DESCRIPTORS": described}
-        arguments = (first, sums, rows)
-        launching.launch(kernel, (1, 1, 1), arguments, constants, num_warps=num_warps, num_stages=2)
+        how = launching.settings(
+            kernel, constants, 0, num_warps=num_warps, num_stages=2, blocks=blocks
+        )
+        launching.launch(how, (1, 1, 1), (matrix, sums), (rows,))
 
     run()
     run(**changed)
@@ -605,12 +604,12 @@ def test_a_kernel_that_does_not_fit_is_compiled_with_fewer_stages(room_for: int)
             raise OutOfResources(num_stages, room_for, "shared memory")
         return num_stages
 
-    first_launch = module("launch")._first_launch
+    compile_ = module("launch")._compile
     if room_for == 0:
         with pytest.raises(OutOfResources):
-            first_launch(run, (), {"num_warps": 4}, 3)
+            compile_(run, (), {"num_warps": 4}, 3)
     else:
-        assert first_launch(run, (), {"num_warps": 4}, 3) == room_for
+        assert compile_(run, (), {"num_warps": 4}, 3) == room_for
     assert tried == list(range(3, max(room_for, 1) - 1, -1))
 
 

@@ -128,6 +128,56 @@ def test_dtypes_one_after_another_each_match_float64(width: int) -> None:
         assert_matches_float64(problem, dtype)
 
 
+# ---- Tensor maps are kept by address, shape and strides
+
+
+@pytest.mark.parametrize("room", [8, 16384], ids=["more maps than are kept", "all are kept"])
+@pytest.mark.parametrize("fuse", [True, False], ids=["fused", "as chosen"])
+def test_addresses_that_change_are_freed_and_come_again_give_the_results_of_the_torch_backend(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, room: int, fuse: bool
+) -> None:
+    """One layer, its input elsewhere each time: at new addresses, and at old ones in other shapes."""
+    if fuse:
+        request.getfixturevalue("always_fused")
+    maps = importlib.import_module("ilora_kernels.backends.triton.tensor_maps")
+    monkeypatch.setattr(maps, "_maps", {})
+    monkeypatch.setattr(maps, "MOST_ENTRIES", room)
+    problem = on_gpu("shared", **LARGE | {"d_in": 512, "d_out": 1024})
+    storage = torch.randn(4096 * 512, device="cuda").to(problem.x)
+    kept: list[Tensor] = []
+    for round_ in range(3):
+        for i, tokens in enumerate((64, 192, 256, 1000, 2048)):  # the first one is decoded
+            # A view somewhere in a storage that stays, and memory of its own that does not.
+            offset = (round_ * 7 + i) * 64
+            view = storage[offset : offset + tokens * 512].view(tokens, 512)
+            for x in (view, view.clone(), view.clone()):
+                found = []
+                for name in ("triton", "torch"):
+                    leaves = replace(problem.leaves(), x=x.detach().requires_grad_())
+                    with use_backend(name):
+                        y = leaves.run()
+                        found.append([y.detach(), *gradients(leaves, y)])
+                for a, b in zip(*found, strict=True):
+                    error = (a - b).float().norm() / b.float().norm()
+                    assert float(error) < 4 * torch.finfo(a.dtype).eps
+            kept.append(view.clone())  # so that the next tensors lie elsewhere
+        kept = kept[1::2]
+        torch.cuda.empty_cache()
+    assert 0 < len(maps._maps) <= room
+
+
+@pytest.mark.skipif(torch.version.hip is not None, reason="Triton's launcher for Nvidia's GPUs")
+def test_the_known_launcher_is_reached_and_called_directly() -> None:
+    launching = importlib.import_module("ilora_kernels.backends.triton.launch")
+    if not launching._LAUNCHER_IS_KNOWN:
+        pytest.skip("Triton's launcher is called itself in other versions than 3.6")
+    problem = on_gpu("instance", **LARGE).leaves()
+    gradients(problem, problem.run())
+    compiled = [c for how in launching._settings.values() for c in how.compiled.values()]
+    assert compiled
+    assert all(type(c.run).__name__ == "builtin_function_or_method" for c in compiled)
+
+
 # ---- Determinism, with kernels that run beside each other
 
 

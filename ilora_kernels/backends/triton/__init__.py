@@ -91,17 +91,17 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return dx, dA, dB and dgate; an empty tensor where ``needs`` says nobody asks."""
     _check_device(x)
-    inputs = (x, lora_A, lora_B, gate)
-    dx, dA, dB, dgate = (
-        t.new_empty(t.shape) if n else x.new_empty((0,)) for t, n in zip(inputs, needs, strict=True)
-    )
+    needs_x, needs_A, needs_B, needs_gate = needs
+    dx = x.new_empty(x.shape if needs_x else (0,))
+    dA = lora_A.new_empty(lora_A.shape) if needs_A else x.new_empty((0,))
+    dB = lora_B.new_empty(lora_B.shape) if needs_B else x.new_empty((0,))
+    dgate = gate.new_empty(gate.shape) if needs_gate else x.new_empty((0,))
     if grad_y.numel() == 0:
         return dx.zero_(), dA.zero_(), dB.zero_(), dgate.zero_()
     rank = lora_A.shape[0]
     x, dy, lora_A, lora_B = _rows(x), _rows(grad_y), _factor(lora_A), _factor(lora_B)
     gating = gating_of(gate, cu_seqlens, rows_per_gate, scaling)
     mask = dropout(dropout_p, seed)
-    needs_x = needs[0]
     fused = needs_x and weight is not None and can_fuse(dy, weight, dx, rank)
     base = None
     if needs_x and weight is not None and not fused:
@@ -128,7 +128,8 @@ def _check_device(x: Tensor) -> None:
 def _rows(matrix: Tensor) -> Tensor:
     """The matrix with its rows one after another in memory, as the kernels walk them."""
     # The kernels take the distance between rows as an int32.
-    in_rows = matrix.stride(1) == 1 and matrix.shape[1] <= matrix.stride(0) < 2**31
+    row, column = matrix.stride()
+    in_rows = column == 1 and matrix.shape[1] <= row < 2**31
     return matrix if in_rows else matrix.clone(memory_format=torch.contiguous_format)
 
 

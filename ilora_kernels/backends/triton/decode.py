@@ -13,6 +13,9 @@ independent.
 
 from __future__ import annotations
 
+import functools
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -33,12 +36,13 @@ from ilora_kernels.backends.triton.decode_steps import (
     write_rows,
 )
 from ilora_kernels.backends.triton.launch import (
+    Settings,
     can_overlap,
     current_device,
     describable,
-    descriptor,
     has_copy_engine,
     launch,
+    settings,
 )
 
 MOST_ROWS, MOST_RANK = 128, 128
@@ -192,33 +196,60 @@ def decode(
     gate, cu_seqlens, rows_per_gate, scaling = gating
     device = current_device()
     config: DecodeConfig = choose("decode", rows, rank, device)
+    copied, overlap = config.copy_engine and has_copy_engine(device), can_overlap(device)
+    plan = _plan(
+        config, rows, columns, depth, rank, gate.shape[1], multiprocessors(device), device,
+        cu_seqlens is not None, bias is not None, copied, overlap,
+    )  # fmt: skip
+    partial = xa.new_empty(plan.partial_shape)
+    launch(
+        plan.split,
+        plan.split_grid,
+        (x, weight, lora_A, weight, lora_A, partial),
+        (rows, columns, depth, x.stride(0), weight.stride(0), lora_A.stride(0)),
+    )
+    gate_or_offsets, y_or_bias = (
+        gate if cu_seqlens is None else cu_seqlens,
+        y if bias is None else bias,
+    )
+    launch(
+        plan.finish,
+        plan.finish_grid,
+        (partial, lora_B, gate, gate_or_offsets, y_or_bias, xa, y),
+        (rows, columns, gate.shape[0], max(rows_per_gate, 1), lora_B.stride(0), scaling),
+    )
+
+
+class _Plan(NamedTuple):
+    """What the two launches consist of beside their tensors and numbers."""
+
+    split: Settings
+    split_grid: tuple[int, int, int]
+    partial_shape: tuple[int, int, int]
+    finish: Settings
+    finish_grid: tuple[int, int, int]
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(
+    config: DecodeConfig,
+    rows: int,
+    columns: int,
+    depth: int,
+    rank: int,
+    experts: int,
+    programs: int,
+    device: int,
+    packed: bool,
+    has_bias: bool,
+    copied: bool,
+    overlap: bool,
+) -> _Plan:
     pitch = power_of_two(rows)  # a row of the partial sums, so that it is stored in whole units
     block_t, block_r = max(16, pitch), rank_block(rank)
-    splits = decode_splits(columns, depth, config, multiprocessors(device))
-    partial = xa.new_empty((splits, columns + rank, pitch))
-    copied = config.copy_engine and has_copy_engine(device)
-    overlap = can_overlap(device)
-
-    def block(matrix: Tensor, height: int) -> object:
-        return descriptor(matrix, [height, config.block_k]) if copied else matrix
-
-    launch(
+    splits = decode_splits(columns, depth, config, programs)
+    split = settings(
         decode_split_kernel,
-        ((-(-columns // config.block_n) + 1) * splits, 1, 1),
-        (
-            block(x, block_t),
-            block(weight, config.block_n),
-            block(lora_A, block_r),
-            weight,
-            lora_A,
-            partial,
-            rows,
-            columns,
-            depth,
-            x.stride(0),
-            weight.stride(0),
-            lora_A.stride(0),
-        ),
         {
             "R": rank,
             "BLOCK_R": block_r,
@@ -231,42 +262,34 @@ def decode(
             "DESCRIPTORS": copied,
             "OVERLAP": overlap,
         },
+        device,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        blocks=tuple(((height, config.block_k),) for height in (block_t, config.block_n, block_r))
+        if copied
+        else (),
         overlap=overlap,
     )
     finish_t = min(_FINISH_T, block_t)
-    launch(
+    finish = settings(
         decode_finish_kernel,
-        (-(-columns // _FINISH_N), -(-rows // finish_t), 1),
-        (
-            partial,
-            lora_B,
-            gate,
-            gate if cu_seqlens is None else cu_seqlens,
-            y if bias is None else bias,
-            xa,
-            y,
-            rows,
-            columns,
-            gate.shape[0],
-            max(rows_per_gate, 1),
-            lora_B.stride(0),
-            scaling,
-        ),
         {
             "R": rank,
-            "RANK_OF_EXPERT": rank // gate.shape[1],
+            "RANK_OF_EXPERT": rank // experts,
             "BLOCK_R": block_r,
             "BLOCK_N": _FINISH_N,
             "BLOCK_T": finish_t,
             "PITCH": pitch,
             "SPLITS": splits,
-            "PACKED": cu_seqlens is not None,
-            "HAS_BIAS": bias is not None,
+            "PACKED": packed,
+            "HAS_BIAS": has_bias,
             "OVERLAP": overlap,
         },
+        device,
         num_warps=4,
         num_stages=1,
         overlap=overlap,
     )
+    split_grid = ((-(-columns // config.block_n) + 1) * splits, 1, 1)
+    finish_grid = (-(-columns // _FINISH_N), -(-rows // finish_t), 1)
+    return _Plan(split, split_grid, (splits, columns + rank, pitch), finish, finish_grid)

@@ -6,6 +6,8 @@ for the gradient of x in those cases. ``y`` may be ``base`` itself.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -14,12 +16,14 @@ from triton.language.extra.cuda import gdc_wait
 
 from ilora_kernels.backends.triton.accumulate import add_product
 from ilora_kernels.backends.triton.adapter import Dropout, rank_block
-from ilora_kernels.backends.triton.configs import choose
+from ilora_kernels.backends.triton.configs import PassConfig, choose
 from ilora_kernels.backends.triton.launch import (
+    Settings,
     can_overlap,
     current_device,
     describable,
     launch,
+    settings,
 )
 from ilora_kernels.backends.triton.mask import keep_tile
 
@@ -96,36 +100,53 @@ def delta(
     """Write y; launched after ``shrink``, it reads its base while that one still runs."""
     rows, columns = y.shape
     device = current_device()
-    config = choose("delta", rows, rank, device)
+    config: PassConfig = choose("delta", rows, rank, device)
+    aligned = describable(factor) and describable(y) and (base is None or describable(base))
+    masked = dropout is not None and backward
+    how = _settings(
+        config, rank, h.shape[1], device, backward, base is not None, masked, aligned,
+        can_overlap(device), y.dtype == torch.float32,
+    )  # fmt: skip
+    y_or_base, base_stride = (y, columns) if base is None else (base, base.stride(0))
+    y_or_seed, threshold = (y, 0) if dropout is None else (dropout.seed, dropout.threshold)
     launch(
-        delta_kernel,
+        how,
         (-(-columns // config.block_d) * -(-rows // config.block_t), 1, 1),
-        (
-            y if base is None else base,
-            h,
-            factor,
-            y,
-            y if dropout is None else dropout.seed,
-            rows,
-            columns,
-            columns if base is None else base.stride(0),
-            factor.stride(0),
-            0 if dropout is None else dropout.threshold,
-        ),
+        (y_or_base, h, factor, y, y_or_seed),
+        (rows, columns, base_stride, factor.stride(0), threshold),
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _settings(
+    config: PassConfig,
+    rank: int,
+    padded: int,
+    device: int,
+    backward: bool,
+    has_base: bool,
+    masked: bool,
+    aligned: bool,
+    overlap: bool,
+    float32: bool,
+) -> Settings:
+    return settings(
+        delta_kernel,
         {
             "R": rank,
-            "R_PADDED": h.shape[1],
+            "R_PADDED": padded,
             "BLOCK_R": rank_block(rank),
             "BLOCK_T": config.block_t,
             "BLOCK_N": config.block_d,
             "BACKWARD": backward,
-            "HAS_BASE": base is not None,
-            "MASKED": dropout is not None and backward,
-            "ALIGNED": all(describable(m) for m in (base, factor, y) if m is not None),
-            "OVERLAP": can_overlap(device),
-            "FLOAT32": y.dtype == torch.float32,
+            "HAS_BASE": has_base,
+            "MASKED": masked,
+            "ALIGNED": aligned,
+            "OVERLAP": overlap,
+            "FLOAT32": float32,
         },
+        device,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        overlap=can_overlap(device),
+        overlap=overlap,
     )

@@ -14,6 +14,7 @@ are released by it (see ``linear``) as soon as u and h are there.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -24,14 +25,15 @@ from triton.language.extra.cuda import gdc_wait
 
 from ilora_kernels.backends.triton.accumulate import add_product
 from ilora_kernels.backends.triton.adapter import Dropout, Gating, power_of_two, rank_block
-from ilora_kernels.backends.triton.configs import choose, multiprocessors
+from ilora_kernels.backends.triton.configs import PassConfig, choose, multiprocessors
 from ilora_kernels.backends.triton.launch import (
+    Settings,
     can_overlap,
     current_device,
     describable,
-    descriptor,
     has_copy_engine,
     launch,
+    settings,
 )
 from ilora_kernels.backends.triton.mask import keep_tile
 
@@ -239,12 +241,12 @@ def gradients(
     rows, d_in = x.shape
     d_out, rank = dy.shape[1], p.shape[1]
     device = current_device()
-    config = choose("gradients" if dropout is None else "gradients dropout", rows, rank, device)
+    role = "gradients" if dropout is None else "gradients dropout"
+    config: PassConfig = choose(role, rows, rank, device)
     block_r = rank_block(rank)
     blocks_B = -(-d_out // config.block_d) if dB.numel() else 0
     blocks_A = -(-d_in // config.block_d) if dA.numel() else 0
-    block_g = 4096 // block_r  # rows of p that a program holds at once
-    gates_per_block = block_g if gating.per_token else 1
+    gates_per_block = _rows_of_p(block_r) if gating.per_token else 1
     blocks_gate = -(-gating.gate.shape[0] // gates_per_block) if dgate.numel() else 0
     blocks = blocks_B + blocks_A + blocks_gate
     if blocks == 0:
@@ -257,55 +259,75 @@ def gradients(
     aligned = describable(x) and describable(dy)
     descriptors = aligned and has_copy_engine(device)
     overlap = beside_product and can_overlap(device) and not (splits > 1 and _memory_is_filled())
-    tall, thin = [config.block_t, config.block_d], [config.block_t, block_r]
-    matrices = ((x, tall), (u, thin), (dy, tall), (h, thin))
+    gate, packed = gating.gate, gating.cu_seqlens is not None
+    how = _settings(
+        config, rank, h.shape[1], gate.shape[1], device, packed, gating.per_token,
+        dropout is not None, descriptors, aligned, overlap, x.dtype == torch.float32,
+    )  # fmt: skip
+    p_or_offsets = p if gating.cu_seqlens is None else gating.cu_seqlens
+    p_or_seed, threshold = (p, 0) if dropout is None else (dropout.seed, dropout.threshold)
     launch(
-        gradients_kernel,
+        how,
         (blocks, splits, -(-rank // block_r)),
+        (x, u, dy, h, p, p_or_offsets, *sums, dgate, p_or_seed),
         (
-            *(descriptor(m, block) if descriptors else m for m, block in matrices),
-            p,
-            p if gating.cu_seqlens is None else gating.cu_seqlens,
-            *sums,
-            dgate,
-            p if dropout is None else dropout.seed,
-            rows,
-            d_in,
-            d_out,
-            rows_per_split,
-            gating.gate.shape[0],
-            max(gating.rows_per_gate, 1),
-            x.stride(0),
-            dy.stride(0),
-            0 if dropout is None else dropout.threshold,
-            blocks_B,
-            blocks_A,
+            rows, d_in, d_out, rows_per_split, gate.shape[0], max(gating.rows_per_gate, 1),
+            x.stride(0), dy.stride(0), threshold, blocks_B, blocks_A,
         ),
-        {
-            "R": rank,
-            "R_PADDED": h.shape[1],
-            "RANK_OF_EXPERT": rank // gating.gate.shape[1],
-            "BLOCK_R": block_r,
-            "BLOCK_K": max(16, power_of_two(gating.gate.shape[1])),
-            "BLOCK_G": block_g,
-            "BLOCK_T": config.block_t,
-            "BLOCK_D": config.block_d,
-            "PACKED": gating.cu_seqlens is not None,
-            "PER_TOKEN": gating.per_token,
-            "MASKED": dropout is not None,
-            "DESCRIPTORS": descriptors,
-            "ALIGNED": aligned,
-            "OVERLAP": overlap,
-            "FLOAT32": x.dtype == torch.float32,
-        },
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-        overlap=overlap,
-    )
+    )  # fmt: skip
     if splits > 1:
         for gradient, partial in zip((dA, dB), sums, strict=True):
             if gradient.numel():
                 gradient.copy_(partial.sum(0))
+
+
+@functools.lru_cache(maxsize=4096)
+def _settings(
+    config: PassConfig,
+    rank: int,
+    padded: int,
+    experts: int,
+    device: int,
+    packed: bool,
+    per_token: bool,
+    masked: bool,
+    descriptors: bool,
+    aligned: bool,
+    overlap: bool,
+    float32: bool,
+) -> Settings:
+    block_r = rank_block(rank)
+    tall, thin = ((config.block_t, config.block_d),), ((config.block_t, block_r),)
+    return settings(
+        gradients_kernel,
+        {
+            "R": rank,
+            "R_PADDED": padded,
+            "RANK_OF_EXPERT": rank // experts,
+            "BLOCK_R": block_r,
+            "BLOCK_K": max(16, power_of_two(experts)),
+            "BLOCK_G": _rows_of_p(block_r),
+            "BLOCK_T": config.block_t,
+            "BLOCK_D": config.block_d,
+            "PACKED": packed,
+            "PER_TOKEN": per_token,
+            "MASKED": masked,
+            "DESCRIPTORS": descriptors,
+            "ALIGNED": aligned,
+            "OVERLAP": overlap,
+            "FLOAT32": float32,
+        },
+        device,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        blocks=(tall, thin, tall, thin) if descriptors else (),
+        overlap=overlap,
+    )
+
+
+def _rows_of_p(block_r: int) -> int:
+    """How many rows of p a program holds at once."""
+    return 4096 // block_r
 
 
 def _memory_is_filled() -> bool:

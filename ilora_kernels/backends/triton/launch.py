@@ -10,17 +10,26 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
-from typing import Any
+import inspect
+import operator
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
-from triton.tools.tensor_descriptor import TensorDescriptor
+
+from ilora_kernels.backends.triton.tensor_maps import (
+    Descriptor,
+    Layouts,
+    layouts,
+    tensor_maps,
+)
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
-_compiled: dict[tuple[Any, ...], Any] = {}
+_LAUNCHER_IS_KNOWN = triton.__version__.split(".")[:2] == ["3", "6"]
 
 # On AMD, Triton compiles for pointers into storages of at most so many bytes, or for any.
 _ON_AMD = bool(torch.version.hip)
@@ -64,23 +73,8 @@ def _capability(device: int) -> int:
 
 def current_device() -> int:
     """The current GPU; 0 in the interpreter."""
-    return 0 if INTERPRETED else torch.cuda.current_device()
-
-
-class _Descriptor(TensorDescriptor):
-    """A host tensor descriptor, less the checks that :func:`describable` makes once a tensor."""
-
-    def __init__(self, matrix: Tensor, block: list[int]) -> None:
-        self.base = matrix
-        self.shape = list(matrix.shape)
-        self.strides = list(matrix.stride())
-        self.block_shape = block
-        self.padding = "zero"
-
-
-def descriptor(matrix: Tensor, block: list[int]) -> TensorDescriptor:
-    """Describe a matrix to the copy engine, in blocks of this shape, zero outside."""
-    return _Descriptor(matrix, block)
+    # Not torch.cuda.current_device, which makes sure that CUDA is there: the tensors came from it.
+    return 0 if INTERPRETED else torch._C._cuda_getDevice()
 
 
 def describable(matrix: Tensor) -> bool:
@@ -90,67 +84,173 @@ def describable(matrix: Tensor) -> bool:
     kernels take the distance between rows as an int32.
     """
     row, column = matrix.stride()
+    width = matrix.shape[1]
     return (
         column == 1
-        and matrix.shape[1] <= row < 2**31
-        and row % 8 == 0
-        and matrix.shape[1] % 8 == 0
-        and matrix.data_ptr() % 16 == 0
+        and not (row % 8 or width % 8 or matrix.data_ptr() % 16)
+        and width <= row < 2**31
     )
 
 
-def launch(
+class _Compiled(NamedTuple):
+    """A compiled kernel, ready to be launched again."""
+
+    run: Callable[..., Any]
+    head: tuple[Any, ...]  # what ``run`` takes between the stream and the kernel's own arguments
+    matrices: (
+        tuple[Layouts, ...] | None
+    )  # as what the first tensors are handed over; None: Triton's
+
+
+class Settings:
+    """A kernel with its constants, and what was compiled of it; see :func:`settings`."""
+
+    def __init__(
+        self,
+        kernel: Any,
+        constants: dict[str, Any],
+        device: int,
+        num_warps: int,
+        num_stages: int,
+        blocks: Blocks,
+        overlap: bool,
+    ) -> None:
+        self.kernel = kernel
+        self.constants = constants
+        self.values = tuple(constants.values())
+        self.device = device
+        self.num_warps = num_warps
+        self.num_stages = num_stages
+        self.blocks = blocks
+        self.overlap = overlap
+        self.compiled: dict[tuple[Any, ...], _Compiled] = {}  # by dtypes and alignment
+
+
+# For each of the first tensors the shapes of its blocks.
+Blocks = tuple[tuple[tuple[int, int], ...], ...]
+_settings: dict[tuple[Any, ...], Settings] = {}
+
+
+def settings(
     kernel: Any,
-    grid: tuple[int, int, int],
-    arguments: Sequence[Any],
     constants: dict[str, Any],
+    device: int,
     *,
     num_warps: int,
     num_stages: int,
+    blocks: Blocks = (),
     overlap: bool = False,
-) -> None:
-    """Launch ``kernel`` on the current stream of the current device.
+) -> Settings:
+    """Return how to launch ``kernel``, the same object for the same settings.
 
     Args:
-        arguments: the kernel's run-time arguments, in order.
         constants: its ``tl.constexpr`` arguments, in order.
+        device: the current GPU.
         num_stages: how many steps of a loop are in flight; fewer where the GPU has no room for them.
+        blocks: for each of the first tensors, matrices that are :func:`describable`, the blocks in
+            which the copy engine reads or writes it, a descriptor each; the other tensors are handed
+            over as addresses.
         overlap: start when the kernel before it releases its dependents, not when it ends.
     """
+    options = (device, num_warps, num_stages, blocks, overlap)
+    key = (kernel.fn, *options, *constants.values())
+    found = _settings.get(key)
+    if found is None:
+        found = _settings[key] = Settings(kernel, constants, *options)
+    return found
+
+
+def launch(
+    how: Settings,
+    grid: tuple[int, int, int],
+    tensors: tuple[Tensor, ...],
+    numbers: tuple[int | float, ...],
+) -> None:
+    """Launch a kernel on the current stream of the current device.
+
+    Args:
+        tensors: the kernel's first arguments, in order.
+        numbers: its other run-time arguments, in order.
+    """
     if INTERPRETED:
-        kernel[grid](*arguments, **constants)
+        how.kernel[grid](*described(tensors, how.blocks), *numbers, **how.constants)
         return
-    device = torch.cuda.current_device()
-    kinds: list[Any] = []
-    raw = []  # addresses instead of tensors, which the launcher would look up one by one
-    for argument in arguments:
-        if isinstance(argument, Tensor):
-            address = argument.data_ptr()
-            kinds += (argument.dtype, address % 16 == 0)
-            if _ON_AMD:
-                kinds.append(argument.untyped_storage().nbytes() <= _SMALL_STORAGE)
-            raw.append(address)
-            continue
-        if isinstance(argument, TensorDescriptor):
-            kinds.append(argument.base.dtype)
-        raw.append(argument)
-    values = tuple(constants.values())
-    key = (kernel.fn, device, num_warps, num_stages, overlap, *kinds, *values)
-    compiled = _compiled.get(key)
+    addresses: list[Any] = [*map(_address_of, tensors)]
+    key = (_alignment(addresses), *map(_dtype_of, tensors))
+    if _ON_AMD:
+        key += tuple(t.untyped_storage().nbytes() <= _SMALL_STORAGE for t in tensors)
+    compiled = how.compiled.get(key)
     if compiled is None:
-        options = {"num_warps": num_warps} | ({"launch_pdl": True} if overlap else {})
-        _compiled[key] = _first_launch(kernel[grid], arguments, constants | options, num_stages)
+        how.compiled[key] = _first_launch(how, grid, (*described(tensors, how.blocks), *numbers))
         return
-    stream = torch._C._cuda_getCurrentRawStream(device)
-    compiled.run(
-        *grid, stream, compiled.function, compiled.packed_metadata, None, None, None,
-        *raw, *values,
-    )  # fmt: skip
+    run, head, matrices = compiled
+    if matrices is None:
+        addresses[: len(how.blocks)] = described(tensors[: len(how.blocks)], how.blocks)
+    elif matrices:
+        maps: list[Any] = []
+        for matrix, address, its_layouts in zip(tensors, addresses, matrices, strict=False):
+            maps += tensor_maps(matrix, address, its_layouts)
+        addresses[: len(matrices)] = maps
+    stream = torch._C._cuda_getCurrentRawStream(how.device)
+    run(*grid, stream, *head, *addresses, *numbers, *how.values)
 
 
 def _first_launch(
-    run: Any, arguments: Sequence[Any], options: dict[str, Any], num_stages: int
-) -> Any:
+    how: Settings, grid: tuple[int, int, int], arguments: tuple[Any, ...]
+) -> _Compiled:
+    options = {"num_warps": how.num_warps} | ({"launch_pdl": True} if how.overlap else {})
+    run = how.kernel[grid]
+    return _prepared(_compile(run, arguments, how.constants | options, how.num_stages), how.blocks)
+
+
+def described(tensors: Sequence[Tensor], blocks: Blocks) -> list[Any]:
+    """The arguments of a first launch: descriptors of the first tensors, then the other tensors."""
+    pairs = zip(tensors, blocks, strict=False)
+    matrices = [Descriptor(matrix, block) for matrix, its_blocks in pairs for block in its_blocks]
+    return [*matrices, *tensors[len(blocks) :]]
+
+
+_address_of = Tensor.data_ptr
+_dtype_of: Callable[[Tensor], torch.dtype] = Tensor.dtype.__get__  # type: ignore[attr-defined]
+
+
+def _alignment(addresses: list[int]) -> Any:
+    """Which addresses are multiples of 16; True where, as nearly always, all of them are."""
+    all_bits = functools.reduce(operator.or_, addresses)
+    return all_bits % 16 == 0 or tuple(address % 16 == 0 for address in addresses)
+
+
+def _prepared(compiled: Any, blocks: Blocks) -> _Compiled:
+    """How to launch a compiled kernel again.
+
+    Triton's launcher is a Python function around a C one: it looks for scratch memory to allocate and
+    encodes the map of every descriptor. Where there is no scratch memory, and the launcher is built as
+    that of Triton 3.6 for Nvidia's GPUs, whose arguments are known, the C function is called with maps
+    that are kept. Elsewhere the launcher is, which is slower and as right.
+    """
+    launcher = compiled.run
+    packed, hooks = compiled.packed_metadata, (None, None, None)
+    ordinary = _Compiled(launcher, (compiled.function, packed, *hooks), None)
+    known = _LAUNCHER_IS_KNOWN and type(launcher).__name__ == "CudaLauncher"
+    if not known or launcher.global_scratch_size or launcher.profile_scratch_size:
+        return ordinary
+    entry, metas = launcher.launch, []
+    if blocks:
+        captured = inspect.getclosurevars(entry).nonlocals
+        entry, metas = captured.get("launcher"), captured.get("tensordesc_meta", [])
+    # None among them: there the kernel takes no map, but the matrix itself.
+    if not isinstance(entry, types.BuiltinFunctionType) or not all(metas):
+        return ordinary
+    if len(metas) != sum(map(len, blocks)):
+        return ordinary
+    attributes = (launcher.launch_cooperative_grid, launcher.launch_pdl)
+    head = (compiled.function, *attributes, None, None, packed, *hooks)
+    in_order = iter(metas)
+    matrices = tuple(layouts([next(in_order) for _ in its_blocks]) for its_blocks in blocks)
+    return _Compiled(entry, head, matrices)
+
+
+def _compile(run: Any, arguments: Sequence[Any], options: dict[str, Any], num_stages: int) -> Any:
     """Compile and launch with as many stages as the GPU has room for; return what was compiled."""
     for stages in range(num_stages, 1, -1):
         with contextlib.suppress(OutOfResources):

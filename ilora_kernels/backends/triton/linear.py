@@ -18,6 +18,8 @@ a program adds its low-rank part at the end, under dropout too.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -26,19 +28,21 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ilora_kernels.backends.triton.adapter import Dropout, rank_block
 from ilora_kernels.backends.triton.configs import (
+    LinearConfig,
     choose,
     fusing_pays,
     multiprocessors,
     tile_counts,
 )
 from ilora_kernels.backends.triton.launch import (
+    Settings,
     can_flatten,
     can_overlap,
     current_device,
     describable,
-    descriptor,
     holds_product,
     launch,
+    settings,
 )
 from ilora_kernels.backends.triton.mask import keep_tile
 
@@ -223,7 +227,7 @@ def can_fuse(x: Tensor, weight: Tensor, y: Tensor, rank: int) -> bool:
     device = current_device()
     if not holds_product(device) or x.dtype == torch.float32:
         return False
-    if not (describable(x) and describable(weight) and describable(y)):
+    if y.shape[1] % 8 or not (describable(x) and describable(weight)):  # y is new: nothing to see
         return False
     config = choose("linear", x.shape[0], rank, device)
     return fusing_pays(*y.shape, x.shape[1], (config.block_m, config.block_n), device)
@@ -245,36 +249,45 @@ def linear(
     columns, rank = y.shape[1], h.shape[1]
     masked = dropout is not None and backward
     device = current_device()
-    config = choose(_role(backward, masked), rows, rank, device)
-    programs = multiprocessors(device)
+    config: LinearConfig = choose(_role(backward, masked), rows, rank, device)
+    sizes, programs, overlap = (
+        (rows, columns, depth, rank),
+        multiprocessors(device),
+        can_overlap(device),
+    )
+    how, grid, numbers = _plan(
+        config, *sizes, programs, device, backward, masked, bias is not None, overlap
+    )
+    y_or_bias = y if bias is None else bias
+    y_or_seed, threshold = (y, 0) if dropout is None else (dropout.seed, dropout.threshold)
+    tensors = (x, weight, h, factor, y, y_or_bias, y_or_seed)
+    launch(how, grid, tensors, (rows, columns, depth, threshold, *numbers))
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(
+    config: LinearConfig,
+    rows: int,
+    columns: int,
+    depth: int,
+    rank: int,
+    programs: int,
+    device: int,
+    backward: bool,
+    masked: bool,
+    has_bias: bool,
+    overlap: bool,
+) -> tuple[Settings, tuple[int, int, int], tuple[int, int]]:
+    """What a launch consists of beside its tensors: settings, grid, numbers of tiles."""
     whole, half = tile_counts(rows, columns, config.block_m, config.block_n, programs)
     block_r = rank_block(rank, limit=64)
     part = config.block_n // config.parts
 
-    def block(depth: int, width: int) -> list[int]:
-        return [depth, width] if backward else [width, depth]
+    def block(depth: int, width: int) -> tuple[int, int]:
+        return (depth, width) if backward else (width, depth)
 
-    launch(
+    how = settings(
         linear_kernel,
-        (min(programs, max(whole, half)), 1, 1),
-        (
-            descriptor(x, [config.block_m, config.block_k]),
-            descriptor(weight, block(config.block_k, config.block_n)),
-            descriptor(weight, block(config.block_k, config.block_n // 2)),
-            descriptor(h, [config.block_m, block_r]),
-            descriptor(factor, block(block_r, config.block_n)),
-            descriptor(factor, block(block_r, config.block_n // 2)),
-            descriptor(factor, block(block_r, part)),
-            descriptor(y, [config.block_m, part]),
-            y if bias is None else bias,
-            y if dropout is None else dropout.seed,
-            rows,
-            columns,
-            depth,
-            0 if dropout is None else dropout.threshold,
-            whole,
-            half,
-        ),
         {
             "RANK": rank,
             "BLOCK_R": block_r,
@@ -285,12 +298,25 @@ def linear(
             "GROUP": config.group,
             "PROGRAMS": programs,
             "BACKWARD": backward,
-            "HAS_BIAS": bias is not None,
+            "HAS_BIAS": has_bias,
             "MASKED": masked,
-            "OVERLAP": can_overlap(device),
+            "OVERLAP": overlap,
             "FLATTEN": config.flatten and can_flatten(device),
         },
+        device,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        overlap=can_overlap(device),
+        blocks=(
+            ((config.block_m, config.block_k),),
+            (block(config.block_k, config.block_n), block(config.block_k, config.block_n // 2)),
+            ((config.block_m, block_r),),
+            (
+                block(block_r, config.block_n),
+                block(block_r, config.block_n // 2),
+                block(block_r, part),
+            ),
+            ((config.block_m, part),),
+        ),
+        overlap=overlap,
     )
+    return how, (min(programs, max(whole, half)), 1, 1), (whole, half)

@@ -14,6 +14,8 @@ multiprocessors, on the bandwidth that the product leaves idle.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -22,14 +24,15 @@ from triton.language.extra.cuda import gdc_launch_dependents
 
 from ilora_kernels.backends.triton.accumulate import add_product
 from ilora_kernels.backends.triton.adapter import Dropout, Gating, padded_rank, rank_block
-from ilora_kernels.backends.triton.configs import choose, multiprocessors
+from ilora_kernels.backends.triton.configs import PassConfig, choose, multiprocessors
 from ilora_kernels.backends.triton.launch import (
+    Settings,
     can_overlap,
     current_device,
     describable,
-    descriptor,
     has_copy_engine,
     launch,
+    settings,
 )
 from ilora_kernels.backends.triton.mask import keep_tile
 
@@ -198,52 +201,71 @@ def _launch(
     device = current_device()
     if not (beside_product or masked or x.dtype == torch.float32):
         role = "shrink alone"
-    config = choose(role, rows, rank, device)
-    blocks = -(-rows // config.block_t)
-    # Beside the product, no more programs than it has: one on each multiprocessor.
-    programs = min(multiprocessors(device), blocks) if beside_product else blocks
-    block_r = rank_block(rank)
+    config: PassConfig = choose(role, rows, rank, device)
     aligned = describable(x) and describable(factor)
     descriptors = aligned and has_copy_engine(device)
-    factor_block = [config.block_d, block_r] if backward else [block_r, config.block_d]
+    how, grid = _plan(
+        config, rows, rank, h.shape[1], gate.shape[1], multiprocessors(device), device,
+        beside_product, backward, cu_seqlens is not None, masked, descriptors, aligned,
+        can_overlap(device), x.dtype == torch.float32,
+    )  # fmt: skip
+    gate_or_offsets = gate if cu_seqlens is None else cu_seqlens
+    gate_or_seed, threshold, keep_scale = (gate, 0, 1.0) if dropout is None else dropout
     launch(
-        shrink_kernel,
-        (programs, -(-rank // block_r), 1),
+        how,
+        grid,
+        (x, factor, gate, gate_or_offsets, xa, h, u, p, gate_or_seed),
         (
-            descriptor(x, [config.block_t, config.block_d]) if descriptors else x,
-            descriptor(factor, factor_block) if descriptors else factor,
-            gate,
-            gate if cu_seqlens is None else cu_seqlens,
-            xa,
-            h,
-            u,
-            p,
-            gate if dropout is None else dropout.seed,
-            rows,
-            width,
-            gate.shape[0],
-            max(rows_per_gate, 1),
-            x.stride(0),
-            factor.stride(0),
-            scaling,
-            0 if dropout is None else dropout.threshold,
-            1.0 if dropout is None else dropout.keep_scale,
+            rows, width, gate.shape[0], max(rows_per_gate, 1), x.stride(0), factor.stride(0),
+            scaling, threshold, keep_scale,
         ),
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(
+    config: PassConfig,
+    rows: int,
+    rank: int,
+    padded: int,
+    experts: int,
+    multiprocessors: int,
+    device: int,
+    beside_product: bool,
+    backward: bool,
+    packed: bool,
+    masked: bool,
+    descriptors: bool,
+    aligned: bool,
+    overlap: bool,
+    float32: bool,
+) -> tuple[Settings, tuple[int, int, int]]:
+    """What a launch consists of beside its tensors and numbers: settings and grid."""
+    blocks = -(-rows // config.block_t)
+    # Beside the product, no more programs than it has: one on each multiprocessor.
+    programs = min(multiprocessors, blocks) if beside_product else blocks
+    block_r = rank_block(rank)
+    factor_block = (config.block_d, block_r) if backward else (block_r, config.block_d)
+    how = settings(
+        shrink_kernel,
         {
             "R": rank,
-            "R_PADDED": h.shape[1],
-            "RANK_OF_EXPERT": rank // gate.shape[1],
+            "R_PADDED": padded,
+            "RANK_OF_EXPERT": rank // experts,
             "BLOCK_R": block_r,
             "BLOCK_T": config.block_t,
             "BLOCK_D": config.block_d,
             "BACKWARD": backward,
-            "PACKED": cu_seqlens is not None,
+            "PACKED": packed,
             "MASKED": masked,
             "DESCRIPTORS": descriptors,
             "ALIGNED": aligned,
-            "OVERLAP": can_overlap(device),
-            "FLOAT32": x.dtype == torch.float32,
+            "OVERLAP": overlap,
+            "FLOAT32": float32,
         },
+        device,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        blocks=(((config.block_t, config.block_d),), (factor_block,)) if descriptors else (),
     )
+    return how, (programs, -(-rank // block_r), 1)

@@ -1,0 +1,189 @@
+"""Launching: tensor maps kept by value, and Triton's own launcher wherever it is not the known one."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+launching = importlib.import_module("ilora_kernels.backends.triton.launch")
+tensor_maps = importlib.import_module("ilora_kernels.backends.triton.tensor_maps")
+
+META = {"swizzle": 3, "elem_size": 2, "elem_type": 10, "block_size": [64, 64], "fp4_padded": False}
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """An empty memo over a driver that encodes by noting what it would encode."""
+    done: list[tuple[int, ...]] = []
+
+    def make_tensordesc_arg(descriptor: Any, meta: dict[str, Any]) -> list[Any]:
+        sizes = (*descriptor.shape, *descriptor.strides)
+        done.append((descriptor.base.data_ptr(), *sizes, *descriptor.block_shape))
+        return [SimpleNamespace(of=done[-1]), *sizes]
+
+    driver = ModuleType("triton.backends.nvidia.driver")
+    monkeypatch.setattr(driver, "make_tensordesc_arg", make_tensordesc_arg, raising=False)
+    monkeypatch.setitem(sys.modules, driver.__name__, driver)
+    monkeypatch.setattr(tensor_maps, "_maps", {})
+    return done
+
+
+def maps_of(matrix: Tensor, *metas: dict[str, Any]) -> tuple[Any, ...]:
+    layouts = tensor_maps.layouts(metas or (META,))
+    found: tuple[Any, ...] = tensor_maps.tensor_maps(matrix, matrix.data_ptr(), layouts)
+    return found
+
+
+# ---- The memo
+
+
+def test_the_same_values_are_the_same_map(encoded: list[tuple[int, ...]]) -> None:
+    matrix = torch.zeros(128, 64)
+    (first, *sizes), (again, *_) = maps_of(matrix), maps_of(matrix.view(128, 64), dict(META))
+    assert again is first
+    assert sizes == [128, 64, 64, 1]
+    assert len(encoded) == 1
+
+
+def test_memory_given_out_again_for_another_shape_is_another_map(
+    encoded: list[tuple[int, ...]],
+) -> None:
+    storage = torch.zeros(128 * 64)
+    for shape in ((128, 64), (64, 128), (128, 64)):
+        matrix = storage.view(shape)
+        found, *sizes = maps_of(matrix)
+        assert found.of == (matrix.data_ptr(), *shape, shape[1], 1, 64, 64)
+        assert sizes == [*shape, shape[1], 1]
+    assert len(encoded) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m[8:],
+        lambda m: m[:64],
+        lambda m: m[:, :32],
+        lambda m: m.view(64, 128)[:, :64],
+    ],
+    ids=["address", "rows", "columns", "stride"],
+)
+def test_a_matrix_that_differs_in_one_value_has_a_map_of_its_own(
+    encoded: list[tuple[int, ...]], change: Any
+) -> None:
+    matrix = torch.zeros(128, 64)
+    changed = change(matrix)
+    assert maps_of(changed)[0] is not maps_of(matrix)[0]
+    assert len(encoded) == 2
+
+
+@pytest.mark.parametrize("name", META)
+def test_a_layout_that_differs_in_one_value_has_a_map_of_its_own(
+    encoded: list[tuple[int, ...]], name: str
+) -> None:
+    matrix = torch.zeros(128, 64)
+    changed = META | {name: [64, 32] if name == "block_size" else 1}
+    assert maps_of(matrix, changed)[0] is not maps_of(matrix)[0]
+    assert len(encoded) == 2
+
+
+def test_a_matrix_read_in_two_blocks_has_both_maps_in_order(
+    encoded: list[tuple[int, ...]],
+) -> None:
+    matrix = torch.zeros(128, 64)
+    whole, *rest = maps_of(matrix, META, META | {"block_size": [64, 32]})
+    half = rest[4]
+    assert (whole.of[-2:], half.of[-2:]) == ((64, 64), (64, 32))
+    assert rest[:4] == rest[5:] == [128, 64, 64, 1]
+    assert maps_of(matrix)[0] is not whole  # the first of two is no entry for it alone
+
+
+def test_the_memo_holds_no_more_than_it_may(
+    encoded: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensor_maps, "MOST_ENTRIES", 4)
+    storage = torch.zeros(64, 64)
+    for first in (*range(11), *range(11)):
+        found, *_ = maps_of(storage[first:])
+        assert found.of[0] == storage[first:].data_ptr()
+        assert len(tensor_maps._maps) <= 4
+
+
+# ---- Which launcher is called
+
+
+class CudaLauncher:
+    """Shaped as Triton 3.6's; ``launch`` captures a C function, here any builtin one."""
+
+    global_scratch_size = profile_scratch_size = 0
+    launch_cooperative_grid, launch_pdl = False, True
+
+    def __init__(self, metas: list[Any], launcher: Any = print) -> None:
+        tensordesc_meta = metas
+
+        def inner(*arguments: Any) -> None:
+            launcher(*arguments, tensordesc_meta)
+
+        self.launch = inner if metas else launcher
+
+
+class OtherLauncher(CudaLauncher):
+    pass
+
+
+def prepared(launcher: Any, blocks: Any = (((64, 64),),)) -> Any:
+    compiled = SimpleNamespace(run=launcher, function=7, packed_metadata=(4, 1, 0))
+    return launching._prepared(compiled, blocks)
+
+
+@pytest.fixture(autouse=True)
+def _known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "_LAUNCHER_IS_KNOWN", True)
+
+
+def test_the_c_function_is_called_with_what_tritons_launcher_would_add() -> None:
+    run, head, matrices = prepared(CudaLauncher([META, META]), (((64, 64), (64, 64)),))
+    assert run is print
+    assert head == (7, False, True, None, None, (4, 1, 0), None, None, None)
+    assert [len(m.metas) for m in matrices] == [2]
+
+
+def test_a_kernel_without_descriptors_is_called_directly_too() -> None:
+    run, _, matrices = prepared(CudaLauncher([]), ())
+    assert run is print
+    assert matrices == ()
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param(OtherLauncher([META]), id="another launcher"),
+        pytest.param(CudaLauncher([None]), id="the matrix itself instead of a map"),
+        pytest.param(CudaLauncher([META, META]), id="another number of descriptors"),
+        pytest.param(CudaLauncher([META], lambda *_: None), id="no C function"),
+    ],
+)
+def test_where_the_launcher_is_not_the_known_one_it_is_called_itself(launcher: Any) -> None:
+    assert prepared(launcher) == (launcher, (7, (4, 1, 0), None, None, None), None)
+
+
+@pytest.mark.parametrize("scratch", ["global_scratch_size", "profile_scratch_size"])
+def test_where_scratch_memory_is_needed_tritons_launcher_allocates_it(
+    monkeypatch: pytest.MonkeyPatch, scratch: str
+) -> None:
+    launcher = CudaLauncher([META])
+    monkeypatch.setattr(launcher, scratch, 128, raising=False)
+    assert prepared(launcher).run is launcher
+
+
+def test_another_version_of_triton_is_launched_its_own_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(launching, "_LAUNCHER_IS_KNOWN", False)
+    launcher = CudaLauncher([META])
+    assert prepared(launcher).run is launcher
