@@ -62,5 +62,5 @@ def _encoded(key: tuple[Any, ...], matrix: Tensor, layouts: Layouts) -> tuple[An
     expanded: list[Any] = []
     for meta in layouts.metas:
         expanded += make_tensordesc_arg(Descriptor(matrix, meta["block_size"]), meta)
-    _maps[key] = tuple(expanded)
-    return _maps[key]
+    found = _maps[key] = tuple(expanded)
+    return found
