@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +161,33 @@ def test_a_worker_that_ends_early_gives_no_result(tmp_path: Path, late: bool) ->
 def end(worker: Worker) -> None:
     worker._process.kill()
     worker._process.join()
+
+
+def sleep_and_tell(connection: Connection) -> dict[str, Any]:
+    connection.send(os.getpid())
+    time.sleep(60)
+    return {}
+
+
+def work_until_killed(connection: Connection, logs: Path) -> None:
+    task = Task(0, "long", sleep_and_tell, (connection,))
+    work(lambda _: [task], gpus=[None], jobs=1, logs=logs)
+
+
+def test_the_workers_of_a_killed_study_end_in_the_middle_of_their_tasks(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    parent = context.Process(target=work_until_killed, args=(theirs, tmp_path))
+    parent.start()
+    theirs.close()
+    assert ours.poll(60)
+    worker = ours.recv()
+    assert not ours.poll(0.2)  # at its task, which holds the other end
+    parent.kill()
+    parent.join()
+    assert ours.poll(20), f"worker {worker} goes on"
+    with pytest.raises(EOFError):
+        ours.recv()
 
 
 def test_tables_go_between_their_markers_and_the_rest_of_the_page_stays(tmp_path: Path) -> None:
