@@ -23,7 +23,7 @@ def read_table(
     """Yield (line number, fields by column name) of every line below the header.
 
     Args:
-        wanted: columns that the header line must name, in any order; others are passed on too.
+        wanted: columns that the header line must name once, in any order; others are passed on too.
         delimiter: None takes a tab for ``.tsv`` and ``.tab``, a comma for everything else.
             Files whose names end in ``.gz`` are unzipped.
 
@@ -49,6 +49,10 @@ def read_table(
                     raise InputError(
                         f"{path} has no column {name!r}; its header line is "
                         f"{shorten(header)}: name the columns, or the delimiter"
+                    )
+                if header.count(name) > 1:
+                    raise InputError(
+                        f"{path} has {header.count(name)} columns {name!r}; rename all but one"
                     )
             for record in reader:
                 if None in record or None in record.values():

@@ -149,6 +149,13 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(source: Path, tmp_path
     [
         ("a,b\n1,2\n", {}, r"no column 'user'; its header line is \['a', 'b'\]"),
         ("", {}, "no column 'user'"),
+        ("user,item,timestamp\n", {}, "holds no interaction"),
+        ("user,item,timestamp,item\n1,2,3,4\n", {}, "has 2 columns 'item'; rename all but one"),
+        (
+            "user,item,timestamp,title\n1,2,3,\n1,4,4,\n1,5,5,\n",
+            {"columns": TITLED},
+            "none of the 3 items has a title, '2' among them",
+        ),
         ("user,item,timestamp\n1,2,soon\n", {}, "line 2: timestamp is 'soon'"),
         ("user,item,timestamp\n1,2,nan\n", {}, "line 2: timestamp is 'nan'"),
         ("user,item,timestamp\n1,2,3\n, 2,3\n", {}, "line 3: user is empty"),
