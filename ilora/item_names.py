@@ -13,7 +13,9 @@ from ilora.evaluation.titles import fold_title
 _IDS = re.compile(r"\s*\d+(\s*,\s*\d+)*\s*,?\s*")
 TITLE_PREFIX = "title:"
 SOURCE_PREFIX = "source:"
-SOURCE_COLUMN = "source_id"  # of items.csv: what the data that the folder was built from call an item
+SOURCE_COLUMN = (
+    "source_id"  # of items.csv: what the data that the folder was built from call an item
+)
 MOST_LISTED = 10
 
 
