@@ -16,6 +16,7 @@ from ilora.data.collation import Collator
 from ilora.data.prompts import IGNORED_LABEL, NO_ITEM, Example
 from ilora.evaluation.decoding import to_device
 from ilora.model import ILoRARecommender
+from ilora.positions import require_room
 
 
 @torch.inference_mode()
@@ -42,6 +43,7 @@ def _score_user(
 ) -> Tensor:
     batch = to_device(collator([prompt]), model.llm.device)
     mask, histories = batch["attention_mask"], batch["histories"]
+    require_room(model.llm.config, mask, max(map(len, answers)) - 1)
     read = model.llm(
         inputs_embeds=model.embed(batch["input_ids"], batch["item_ids"]),
         attention_mask=mask,
