@@ -63,6 +63,10 @@ def read_table(
                 yield reader.line_num, record
     except FileNotFoundError:
         raise InputError(f"{path} is missing; give the path of a CSV or TSV file") from None
+    except IsADirectoryError:
+        raise InputError(
+            f"{path} is a folder; give one CSV or TSV file that holds the rows of all users"
+        ) from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not {encoding} ({error.reason}); name its encoding") from None
     except csv.Error as error:

@@ -144,6 +144,11 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(source: Path, tmp_path
     assert isinstance(build_csv(source, tmp_path / "out"), DataFolder)
 
 
+def test_a_folder_of_tables_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder; give one CSV or TSV file"):
+        build_csv(tmp_path, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
