@@ -45,7 +45,7 @@ def require_free(out: Path, settings: RunSettings, resume: bool) -> None:
         raise InputError(
             f"out: {file} is not sound YAML; restore it, or choose a new folder"
         ) from None
-    key = _first_difference(recorded, settings.model_dump(mode="json"))
+    key = first_difference(recorded, settings.model_dump(mode="json"))
     if key is not None:
         raise InputError(
             f"out: {key} differs from the run in {out}; give the settings in {file}, or choose a "
@@ -53,14 +53,14 @@ def require_free(out: Path, settings: RunSettings, resume: bool) -> None:
         )
 
 
-def _first_difference(recorded: Any, wanted: Any, at: str = "") -> str | None:
+def first_difference(recorded: Any, wanted: Any, at: str = "") -> str | None:
     """The dotted key at which two trees part; one that is not there is as good as null."""
     if not isinstance(recorded, dict) or not isinstance(wanted, dict):
         return at or "a setting"
     for key in {**recorded, **wanted}:
         ours, theirs = recorded.get(key), wanted.get(key)
         if ours != theirs:
-            inner = _first_difference(ours, theirs, f"{at}.{key}".strip("."))
+            inner = first_difference(ours, theirs, f"{at}.{key}".strip("."))
             if inner is not None:
                 return inner
     return None

@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 
+from ilora.base_llm import RECORD
+from ilora.config import write_settings
 from ilora.errors import InputError
 from ilora.evaluation.records import METRICS_FILE, evaluation_folder
 from ilora.studies.picture import draw_study
 from ilora.studies.plan import Study, StudySettings, all_rows, read_study
-from ilora.studies.results import _chosen, _tuning
-from ilora.studies.run import TEST, ready, ready_rows
+from ilora.studies.results import _chosen, _tuning, collect
+from ilora.studies.run import TEST, ready, ready_rows, run_study
 from ilora.studies.tables import blocks, read_table, write_into
+from ilora.studies.unchanged import require_unchanged
 from ilora.studies.workers import FAILED, Task, Worker, work
 from ilora.sweep import MEASURE
 
@@ -106,6 +109,43 @@ def test_a_single_run_needs_the_language_model_its_encoder_and_nothing_else() ->
     assert names(ready_rows(own, [row], {})) == {"base", "encoder one"}
     tasks = ready_rows(own, [row], {"base": {}, "encoder one": {}})
     assert [task.arguments[1:] for task in tasks][2:] == [(row, ("val-rank", *TEST))]
+
+
+def begun(out: Path, **changes: Any) -> Study:
+    """A study whose language model and first run are there, as far as their records."""
+    own = study(out, base={"data": ["old"], "preset": "tiny", "pretrain_steps": 7}, **changes)
+    own.base.mkdir(parents=True)
+    options = {"steps": 7, "disguised": 0.5}
+    (own.base / RECORD).write_text(json.dumps({"preset": "tiny", "pretraining_options": options}))
+    row = next(iter(all_rows(own).values()))
+    write_settings(row.trial.settings(own.run_settings(row.data)), own.run(row) / "settings.yaml")
+    return own
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"training": {"max_steps": 30}}, "training.max_steps"),
+        ({"adapter": {"rank": 16}}, "adapter.rank"),
+        ({"base": {"data": ["old"], "preset": "tiny", "pretrain_steps": 9}}, "base.pretrain_steps"),
+        ({"base": {"data": ["old"], "pretrain_steps": 7}}, "base.preset"),
+    ],
+)
+def test_a_study_does_not_go_on_with_other_settings(
+    tmp_path: Path, changes: dict[str, Any], key: str
+) -> None:
+    own = begun(tmp_path / "out")
+    other = StudySettings.model_validate(own.settings.model_dump() | changes)
+    for go_on in (run_study, collect):
+        with pytest.raises(InputError, match=f"config: {key} differs from the"):
+            go_on(Study(other, own.data_root, own.out))
+
+
+def test_a_study_goes_on_with_more_runs_and_in_another_place(tmp_path: Path) -> None:
+    own = begun(tmp_path / "out")
+    moved = own.out.rename(tmp_path / "moved")
+    more = own.settings.model_dump() | {"learning_rates": [1e-3, 2e-3, 3e-3], "seeds": [0, 1, 2]}
+    require_unchanged(Study(StudySettings.model_validate(more), Path("elsewhere"), moved))
 
 
 def double(number: int) -> dict[str, Any]:
