@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ilora.errors import InputError
 from ilora.files import atomic_file
@@ -38,6 +38,12 @@ class AdapterSettings(Settings):
     scaling: Literal["expert", "total"] = "expert"
     gate: GateSettings = Linear()
     target_modules: list[str] | str = "all-linear"
+
+    @field_validator("target_modules")
+    @classmethod
+    def _one_name_is_a_list(cls, value: list[str] | str) -> list[str] | str:
+        """PEFT takes a text for a regular expression of a whole path, which no single name matches."""
+        return [value] if isinstance(value, str) and value.isidentifier() else value
 
     @property
     def experts(self) -> int:

@@ -1,4 +1,4 @@
-"""Items as a person names them: ids, or titles that mean exactly one item."""
+"""Items as a person names them: ids, ids of his own data, or titles that mean exactly one item."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from ilora.evaluation.titles import fold_title
 
 _IDS = re.compile(r"\s*\d+(\s*,\s*\d+)*\s*,?\s*")
 TITLE_PREFIX = "title:"
+SOURCE_PREFIX = "source:"
+SOURCE_COLUMN = (
+    "source_id"  # of items.csv: what the data that the folder was built from call an item
+)
 MOST_LISTED = 10
 
 
@@ -19,15 +23,19 @@ def parse_items(argument: str, values: Sequence[str], catalog: Catalog) -> list[
     """``["3,17", "Toy Story", "title:1984"]`` -> item ids, in the given order.
 
     A value made of digits and commas is ids; any other is one title, compared regardless of case
-    and white space. ``title:`` before a value makes it a title whatever it is made of.
+    and white space. ``title:`` before a value makes it a title whatever it is made of; after
+    ``source:`` stand ids of the data that the folder was built from, with commas between.
 
     Raises:
         InputError: an id outside the catalogue, a title that no item has (naming those that are
-            close), or one that several items share (naming their ids).
+            close), one that several items share (naming their ids), or a catalogue that does not know
+            what its source called the items.
     """
     items: list[int] = []
     for value in values:
-        if _IDS.fullmatch(value):
+        if value.startswith(SOURCE_PREFIX):
+            found = _items_of_source(argument, value.removeprefix(SOURCE_PREFIX), catalog)
+        elif _IDS.fullmatch(value):
             found = [int(number) for number in value.split(",") if number.strip()]
         else:
             found = [item_of_title(argument, value.removeprefix(TITLE_PREFIX), catalog)]
@@ -39,6 +47,24 @@ def parse_items(argument: str, values: Sequence[str], catalog: Catalog) -> list[
                 )
         items += found
     return items
+
+
+def _items_of_source(argument: str, text: str, catalog: Catalog) -> list[int]:
+    own = catalog.columns.get(SOURCE_COLUMN)
+    if own is None:
+        raise InputError(
+            f"{argument}: the model's items.csv has no column {SOURCE_COLUMN}; give its ids or titles"
+        )
+    item_of = {name: item for item, name in enumerate(own)}
+    # An id of the source can hold a comma itself.
+    names = [text.strip()] if text.strip() in item_of else [one.strip() for one in text.split(",")]
+    for name in names:
+        if name not in item_of:
+            raise InputError(
+                f"{argument}: no item had the id {name!r} in its source; take one from the column "
+                f"{SOURCE_COLUMN} of items.csv"
+            )
+    return [item_of[name] for name in names]
 
 
 def item_of_title(argument: str, title: str, catalog: Catalog) -> int:

@@ -35,6 +35,7 @@ from ilora.graph_decoding import (
     rounded_length,
 )
 from ilora.peft import ILoraConfig, ILoraLinear
+from ilora.positions import require_room
 from ilora.tokens import knows_placeholder, placeholder_id, prepare_tokenizer
 from ilora_kernels.backends import requested
 
@@ -177,7 +178,11 @@ class ILoRARecommender(nn.Module):
         Returns:
             ``loss`` (float32, a scalar) and ``logits``: with labels ``[B, L, V]`` at the L
             positions that predict the last L columns, else ``[B, S, V]``.
+
+        Raises:
+            InputError: a prompt of more tokens than the language model has positions.
         """
+        require_room(self.llm.config, attention_mask)
         embeds = self.embed(input_ids, item_ids, text_only=text_only)
         inputs: dict[str, Any] = {
             "inputs_embeds": embeds,
@@ -216,8 +221,13 @@ class ILoRARecommender(nn.Module):
 
         Returns:
             The new tokens alone, int64 ``[B · num_return_sequences, ≤ max_new_tokens]``.
+
+        Raises:
+            InputError: padding on the right, or a prompt that leaves the answer no positions.
         """
         _require_left_padding(batch["attention_mask"])
+        new = max(0, options.get("max_new_tokens", 1) - 1)  # the last one is not read
+        require_room(self.llm.config, batch["attention_mask"], new)
         self.llm.generation_config = plain_generation(self.tokenizer)  # whatever was set since
         inputs = {
             "inputs_embeds": self.embed(batch["input_ids"], batch["item_ids"]),

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError, safe_open
 
 from ilora.config import RunSettings
 from ilora.errors import InputError
@@ -43,7 +45,7 @@ def require_free(out: Path, settings: RunSettings, resume: bool) -> None:
         raise InputError(
             f"out: {file} is not sound YAML; restore it, or choose a new folder"
         ) from None
-    key = _first_difference(recorded, settings.model_dump(mode="json"))
+    key = first_difference(recorded, settings.model_dump(mode="json"))
     if key is not None:
         raise InputError(
             f"out: {key} differs from the run in {out}; give the settings in {file}, or choose a "
@@ -51,14 +53,14 @@ def require_free(out: Path, settings: RunSettings, resume: bool) -> None:
         )
 
 
-def _first_difference(recorded: Any, wanted: Any, at: str = "") -> str | None:
+def first_difference(recorded: Any, wanted: Any, at: str = "") -> str | None:
     """The dotted key at which two trees part; one that is not there is as good as null."""
     if not isinstance(recorded, dict) or not isinstance(wanted, dict):
         return at or "a setting"
     for key in {**recorded, **wanted}:
         ours, theirs = recorded.get(key), wanted.get(key)
         if ours != theirs:
-            inner = _first_difference(ours, theirs, f"{at}.{key}".strip("."))
+            inner = first_difference(ours, theirs, f"{at}.{key}".strip("."))
             if inner is not None:
                 return inner
     return None
@@ -76,7 +78,8 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
     """The latest checkpoint that was written to its end.
 
     The Trainer writes ``trainer_state.json`` last: a run killed in the middle of saving leaves a
-    checkpoint without a sound one, which is passed over.
+    checkpoint without a sound one, which is passed over. So is one with a file that is not whole, as
+    a power cut leaves them.
     """
     named = [path for path in folder.glob("*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     for checkpoint in sorted(named, key=lambda path: int(path.name.split("-")[1]), reverse=True):
@@ -84,8 +87,22 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
             json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             continue
-        return checkpoint
+        if all(_is_whole(file) for file in checkpoint.iterdir()):
+            return checkpoint
     return None
+
+
+def _is_whole(file: Path) -> bool:
+    """False for a file of weights or states that was cut off; others are not looked into."""
+    if file.suffix in (".pt", ".pth"):  # torch's zip archives, whose directory is at the end
+        return zipfile.is_zipfile(file)
+    if file.suffix == ".safetensors":
+        try:
+            with safe_open(file, "pt"):
+                return True
+        except SafetensorError:
+            return False
+    return True
 
 
 def loss_curve(record: dict[str, Any], key: str = "loss") -> list[tuple[int, float]]:

@@ -110,7 +110,9 @@ def _expand(path: Path) -> list[Path]:
         raise InputError(f"run: {path} is not a folder; give one that `ilora train` wrote")
     if _is_training_run(path) or _is_encoder(path):
         return [path]
-    inner = sorted(p for p in path.iterdir() if _is_training_run(p) or _is_encoder(p))
+    # Names that begin with a dot are those of what is still being written, or never was to the end.
+    shown = (p for p in path.iterdir() if not p.name.startswith("."))
+    inner = sorted(p for p in shown if _is_training_run(p) or _is_encoder(p))
     if not inner:
         raise InputError(
             f"run: {path} holds no training run and no encoder; give folders that `ilora train` or "

@@ -45,7 +45,7 @@ def evaluate(
         typer.Option(
             help="Folder for metrics.json and predictions.jsonl. "
             "Default: evaluation/SPLIT-DECODE in the run folder, with -beams-B and -orders-N "
-            "where there are several."
+            "where there are several, and -on-HASH for other data than the model's own."
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts at once.")] = 32,
@@ -83,6 +83,8 @@ def evaluate(
                 err=True,
             )
         label = _label(split, decode, beams, candidate_orders, max_rows)
+        if config.data.sha256 != folder.sha256:
+            label += f"-on-{folder.sha256[:8]}"
         place = out or evaluation_folder(run_folder(path), label)
         metrics = measure(
             loaded,

@@ -19,6 +19,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(
         epilog=example(
             "ilora recommend --model runs/ilora --history 3,17,256",
+            "ilora recommend --model runs/ilora --history source:B0009VXBAQ,B000099SX2",
             'ilora recommend --model runs/ilora --history "Toy Story" --history "Heat" --top 3',
         )
     )(recommend)
@@ -29,8 +30,8 @@ def recommend(
     history: Annotated[
         list[str],
         typer.Option(
-            help="Item ids, oldest first, with commas between; or one title, repeatedly. "
-            "A title of digits is written title:1984."
+            help="Item ids of items.csv, oldest first, with commas between; ids of your own data after "
+            "source:; or one title, repeatedly. A title of digits is written title:1984."
         ),
     ],
     candidates: Annotated[
@@ -64,16 +65,21 @@ def _print_recommendation(found: Recommendation, catalog: Catalog) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from ilora.item_names import SOURCE_COLUMN
     from ilora.tables import TABLE_STYLE, print_pairs
 
     table = Table(**TABLE_STYLE)
     table.add_column("", justify="right")
     table.add_column("id", justify="right")
+    own = catalog.columns.get(SOURCE_COLUMN)
+    if own is not None:
+        table.add_column("source id", justify="right", overflow="fold")
     table.add_column("title", overflow="fold")
     table.add_column("probability\na token", justify="right")
     for place, one in enumerate(found.ranking, start=1):
         likely = f"{math.exp(one.mean_log_likelihood):.3f}"
-        table.add_row(str(place), str(one.item), Text(one.title), likely)
+        source = [] if own is None else [Text(own[one.item])]
+        table.add_row(str(place), str(one.item), *source, Text(one.title), likely)
     Console().print(table)
     named = "no candidate" if found.answered is None else f"item {found.answered}"
     print_pairs(

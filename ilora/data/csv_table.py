@@ -23,7 +23,7 @@ def read_table(
     """Yield (line number, fields by column name) of every line below the header.
 
     Args:
-        wanted: columns that the header line must name, in any order; others are passed on too.
+        wanted: columns that the header line must name once, in any order; others are passed on too.
         delimiter: None takes a tab for ``.tsv`` and ``.tab``, a comma for everything else.
             Files whose names end in ``.gz`` are unzipped.
 
@@ -50,6 +50,10 @@ def read_table(
                         f"{path} has no column {name!r}; its header line is "
                         f"{shorten(header)}: name the columns, or the delimiter"
                     )
+                if header.count(name) > 1:
+                    raise InputError(
+                        f"{path} has {header.count(name)} columns {name!r}; rename all but one"
+                    )
             for record in reader:
                 if None in record or None in record.values():
                     raise InputError(
@@ -59,6 +63,10 @@ def read_table(
                 yield reader.line_num, record
     except FileNotFoundError:
         raise InputError(f"{path} is missing; give the path of a CSV or TSV file") from None
+    except IsADirectoryError:
+        raise InputError(
+            f"{path} is a folder; give one CSV or TSV file that holds the rows of all users"
+        ) from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not {encoding} ({error.reason}); name its encoding") from None
     except csv.Error as error:

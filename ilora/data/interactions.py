@@ -43,7 +43,9 @@ def k_core(
 def require_core(
     interactions: list[Interaction], min_user_count: int, min_item_count: int, source: Path
 ) -> list[Interaction]:
-    """The same, but raises `InputError` if nothing is left of ``source``."""
+    """The same, but raises `InputError` if nothing is left of ``source``, or was in it."""
+    if not interactions:
+        raise InputError(f"{source} holds no interaction that is to be kept; check the file")
     kept = k_core(interactions, min_user_count, min_item_count)
     if not kept:
         raise InputError(
@@ -73,8 +75,17 @@ def number_ids(
 def titled_catalog(
     items: Sequence[str], title_of: Mapping[str, str], *, titles_wanted: bool = True
 ) -> Catalog:
-    """The catalogue of these items; where one has no title its name stands in, with a warning."""
+    """The catalogue of these items; where one has no title its name stands in, with a warning.
+
+    Raises:
+        InputError: titles are wanted and no item has one: then they are those of other items.
+    """
     untitled = sum(item not in title_of for item in items)
+    if titles_wanted and untitled == len(items):
+        raise InputError(
+            f"none of the {len(items)} items has a title, {items[0]!r} among them; give the titles "
+            "that belong to these ids"
+        )
     if titles_wanted and untitled:
         warnings.warn(
             f"{untitled} of {len(items)} items have no title; their ids stand in for it",

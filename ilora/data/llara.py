@@ -136,6 +136,8 @@ def _window(path: Path, frame: dict[str, list[Any]]) -> int:
                 f"{path} has no column {column}; its columns are {shorten(list(frame))}, and "
                 f"{', '.join(COLUMNS)} are needed"
             )
+    if not frame["seq"]:
+        raise InputError(f"{path} has no row; take it as published")
     lengths = {len(seq) if type(seq) in (list, tuple) else -1 for seq in frame["seq"]}
     if len(lengths) != 1 or min(lengths) < 0:
         raise InputError(f"{path}: seq does not hold lists of one length; take it as published")

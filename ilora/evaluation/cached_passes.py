@@ -7,7 +7,7 @@ These take what any causal language model can do, and are slower than
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from ilora.data.collation import Collator
 from ilora.data.prompts import IGNORED_LABEL, NO_ITEM, Example
 from ilora.evaluation.decoding import to_device
 from ilora.model import ILoRARecommender
+from ilora.positions import require_room
 
 
 @torch.inference_mode()
@@ -42,6 +43,7 @@ def _score_user(
 ) -> Tensor:
     batch = to_device(collator([prompt]), model.llm.device)
     mask, histories = batch["attention_mask"], batch["histories"]
+    require_room(model.llm.config, mask, max(map(len, answers)) - 1)
     read = model.llm(
         inputs_embeds=model.embed(batch["input_ids"], batch["item_ids"]),
         attention_mask=mask,
@@ -93,17 +95,31 @@ def score_separately(
     answers: Sequence[Sequence[Sequence[int]]],
     batch_size: int = 32,
 ) -> list[Tensor]:
-    """A pass of its own for every candidate, prompt included: what the other ways must agree with."""
+    """A pass of its own for every candidate, prompt included: what the other ways must agree with.
+
+    Only answers of one length share a batch. Nothing is padded, so this is right for models whose
+    results padding changes: recurrent ones, or those that count positions by columns.
+    """
     device = model.llm.device
     scores = []
     for prompt, own in zip(prompts, answers, strict=True):
-        sums = []
-        for start in range(0, len(own), batch_size):
-            examples = [with_answer(prompt, answer) for answer in own[start : start + batch_size]]
+        sums = torch.empty(len(own), dtype=torch.float64)
+        for some in _of_one_length(own, batch_size):
+            examples = [with_answer(prompt, own[candidate]) for candidate in some]
             told, _ = model.answer_log_probs(to_device(collator(examples), device))
-            sums.append(told.double().cpu())
-        scores.append(torch.cat(sums))
+            sums[some] = told.double().cpu()
+        scores.append(sums)
     return scores
+
+
+def _of_one_length(answers: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+    """The indices of all answers, at most ``batch_size`` of one length at a time."""
+    by_length: dict[int, list[int]] = {}
+    for index, answer in enumerate(answers):
+        by_length.setdefault(len(answer), []).append(index)
+    for same in by_length.values():
+        for start in range(0, len(same), batch_size):
+            yield same[start : start + batch_size]
 
 
 def with_answer(prompt: Example, answer_ids: Sequence[int]) -> Example:

@@ -23,6 +23,7 @@ from ilora.data.collation import Batch, Collator
 from ilora.data.prompts import NO_ITEM, Example
 from ilora.evaluation.decoding import to_device
 from ilora.model import ILoRARecommender
+from ilora.positions import require_room
 
 PADDING, PROMPT = -1, 0  # segments; candidates count from 1
 
@@ -90,6 +91,8 @@ def score_in_one_pass(
 ) -> list[Tensor]:
     """Log-likelihood of every candidate of every user: float64 ``[C]`` each, on the CPU."""
     device, batch = model.llm.device, collator(prompts)
+    longest = max(len(answer) for own in answers for answer in own)
+    require_room(model.llm.config, batch["attention_mask"], longest - 1)
     packed = pack(batch, answers)
     embeds = model.embed(packed.input_ids.to(device), packed.item_ids.to(device))
     hidden = torch.finfo(embeds.dtype).min

@@ -11,6 +11,7 @@ one that cannot be told from another), and ``hit``.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from ilora.evaluation.metrics import (
     ranking_metrics,
     ranks_of_target,
 )
+from ilora.evaluation.padding import padding_shows
 from ilora.evaluation.ranking import CandidateScores, score_candidates
 from ilora.evaluation.records import row_record
 from ilora.evaluation.titles import fold_title, judge_answer
@@ -39,6 +41,8 @@ NORMALISATIONS = {  # of a title's log-likelihood; the first one ranks
     "per_character": "log-likelihood of title and terminator by character of the title",
 }
 
+logger = logging.getLogger(__name__)
+
 
 def predict(
     decode: Decode,
@@ -50,6 +54,9 @@ def predict(
     beams: int = 1,
 ) -> list[dict[str, Any]]:
     """One line for each row, in their order; see the module for what they have in common."""
+    if decode != "rank" and batch_size > 1 and padding_shows(model, collator, rows[0]):
+        logger.warning("prompts are answered one at a time: padding would change the answers")
+        batch_size = 1
     count = -(-len(rows) // batch_size)
     if decode == "free":
         answers = decode_answers(model, rows, collator, batch_size=batch_size)

@@ -45,6 +45,7 @@ from ilora.studies.plan import (
     variant,
 )
 from ilora.studies.run import TEST
+from ilora.studies.unchanged import require_unchanged
 from ilora.sweep import MEASURE, Trial, Variant
 from ilora.training import PACKAGES
 
@@ -56,6 +57,7 @@ def collect(study: Study) -> dict[str, Any]:
     """Read all that is there, compare, write ``study.json`` and return it."""
     if not (study.base / RECORD).is_file():
         raise InputError(f"out: {study.out} holds no study yet; start it with `ilora study run`")
+    require_unchanged(study)
     data = {
         name: _data_set(study, name) for name in study.settings.data if _has_encoder(study, name)
     }

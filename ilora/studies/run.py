@@ -28,6 +28,7 @@ from ilora.studies.plan import (
     unadapted,
     variant,
 )
+from ilora.studies.unchanged import require_unchanged
 from ilora.studies.workers import FAILED, Task, work
 from ilora.sweep import MEASURE, Trial
 
@@ -46,8 +47,9 @@ def run_study(
             language model and the encoder that they need.
 
     Raises:
-        InputError: no such run.
+        InputError: no such run, or a folder whose runs had other settings.
     """
+    require_unchanged(study)
     rows = all_rows(study)
     for name in only:
         if name not in rows:

@@ -14,6 +14,7 @@ import heapq
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -158,7 +159,8 @@ def _hand_out(
 
 
 def _serve(connection: Connection, log: Path, start_method: str) -> None:
-    """The life of a worker: it ends with the process that started it."""
+    """The life of a worker: it ends with the process that started it, whatever it is doing."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Else its data loaders, too, would spawn processes, which costs each training some seconds.
     multiprocessing.set_start_method(start_method, force=True)
     with log.open("a", encoding="utf-8") as file:
@@ -177,6 +179,18 @@ def _serve(connection: Connection, log: Path, start_method: str) -> None:
             except InputError as error:
                 result = {FAILED: str(error)}
             connection.send(result)
+
+
+def _end_with_parent() -> None:
+    """Wait for the parent's end, however it comes, and end at once.
+
+    A parent that is killed tells nobody. A worker that went on would write into the same folders as
+    that of the study which takes its place.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from ilora.config import AdapterSettings, TrainingSettings
 from ilora.data.synthetic import build_synthetic
 from ilora.encoders import EncoderTraining
 from ilora.errors import InputError
+from ilora.model_folder import save_model
 from tests.ilora.tiny_world import World
 
 ROOT = typer.main.get_command(app)
@@ -485,3 +486,17 @@ def test_candidates_can_be_drawn_by_the_rule_of_the_papers_code(
     manifest = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     assert manifest["candidates"]["excluded"] == "history"
     assert "--fix" in refusal("data", "check", folder, "--excluded", "history")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_figures_on_other_data_do_not_take_the_place_of_those_on_the_models_own(
+    world: World, tmp_path: Path
+) -> None:
+    other = build_synthetic(tmp_path / "other", num_users=40, num_items=28, lengths=(5, 7), seed=9)
+    model, config = world.built()
+    save_model(tmp_path / "model", model, config, world.folder.catalog)
+    for data in (world.folder, other):
+        asked = ("--data", data.path, "--decode", "rank", "--max-rows", 1)
+        assert run("evaluate", "--model", tmp_path / "model", *asked).exit_code == 0
+    written = {path.name for path in (tmp_path / "model" / "evaluation").iterdir()}
+    assert written == {"test-rank-first-1", f"test-rank-first-1-on-{other.sha256[:8]}"}

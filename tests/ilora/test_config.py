@@ -224,3 +224,16 @@ def test_a_baseline_is_a_key_away(
     settings = read_settings(None, NEEDED | changes)
     assert settings.adapter.experts == experts
     assert settings.titles_alone is titles_alone
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("q_proj", ["q_proj"]),
+        (["q_proj", "v_proj"], ["q_proj", "v_proj"]),
+        ("all-linear", "all-linear"),
+        (r".*\.[qv]_proj", r".*\.[qv]_proj"),
+    ],
+)
+def test_one_name_of_a_layer_is_a_list_of_one(given: Any, kept: Any) -> None:
+    assert AdapterSettings(target_modules=given).target_modules == kept

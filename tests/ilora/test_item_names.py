@@ -50,3 +50,22 @@ def test_an_id_outside_the_catalogue_is_refused() -> None:
 def test_an_empty_text_names_nothing() -> None:
     with pytest.raises(InputError, match="an empty text names no item"):
         parse_items("history", [" "], CATALOG)
+
+
+def test_ids_of_the_source_are_looked_up_in_its_column() -> None:
+    own = ("12", "i7", "x,y", "3", "0", "b", "c")
+    catalog = Catalog(CATALOG.titles, {"source_id": own})
+    assert parse_items("history", ["source:12, i7,0", "source:x,y", "2"], catalog) == [
+        0,
+        1,
+        4,
+        2,
+        2,
+    ]
+    with pytest.raises(InputError, match="history: no item had the id '7' in its source"):
+        parse_items("history", ["source:12,7"], catalog)
+
+
+def test_a_catalogue_without_ids_of_its_source_says_so() -> None:
+    with pytest.raises(InputError, match=r"items\.csv has no column source_id; give its ids"):
+        parse_items("history", ["source:12"], CATALOG)

@@ -102,6 +102,12 @@ def test_a_folder_of_runs_stands_for_the_runs_in_it_and_none_counts_twice(tmp_pa
     assert [row.name for row in found.rows] == ["a (test-free)", "b (test-free)"]
 
 
+def test_what_a_killed_process_left_half_written_is_no_run(tmp_path: Path) -> None:
+    write_evaluation(write_run(tmp_path / "whole"))
+    write_evaluation(write_run(tmp_path / ".other.4711.partial"))
+    assert [row.name for row in collect_runs([tmp_path]).rows] == ["whole (test-free)"]
+
+
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / place / "same") for place in ("x", "y")]
     for run in runs:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ilora.base_llm import RECORD
+from ilora.config import write_settings
 from ilora.errors import InputError
 from ilora.evaluation.records import METRICS_FILE, evaluation_folder
 from ilora.studies.picture import draw_study
 from ilora.studies.plan import Study, StudySettings, all_rows, read_study
-from ilora.studies.results import _chosen, _tuning
-from ilora.studies.run import TEST, ready, ready_rows
+from ilora.studies.results import _chosen, _tuning, collect
+from ilora.studies.run import TEST, ready, ready_rows, run_study
 from ilora.studies.tables import blocks, read_table, write_into
+from ilora.studies.unchanged import require_unchanged
 from ilora.studies.workers import FAILED, Task, Worker, work
 from ilora.sweep import MEASURE
 
@@ -104,6 +111,43 @@ def test_a_single_run_needs_the_language_model_its_encoder_and_nothing_else() ->
     assert [task.arguments[1:] for task in tasks][2:] == [(row, ("val-rank", *TEST))]
 
 
+def begun(out: Path, **changes: Any) -> Study:
+    """A study whose language model and first run are there, as far as their records."""
+    own = study(out, base={"data": ["old"], "preset": "tiny", "pretrain_steps": 7}, **changes)
+    own.base.mkdir(parents=True)
+    options = {"steps": 7, "disguised": 0.5}
+    (own.base / RECORD).write_text(json.dumps({"preset": "tiny", "pretraining_options": options}))
+    row = next(iter(all_rows(own).values()))
+    write_settings(row.trial.settings(own.run_settings(row.data)), own.run(row) / "settings.yaml")
+    return own
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"training": {"max_steps": 30}}, "training.max_steps"),
+        ({"adapter": {"rank": 16}}, "adapter.rank"),
+        ({"base": {"data": ["old"], "preset": "tiny", "pretrain_steps": 9}}, "base.pretrain_steps"),
+        ({"base": {"data": ["old"], "pretrain_steps": 7}}, "base.preset"),
+    ],
+)
+def test_a_study_does_not_go_on_with_other_settings(
+    tmp_path: Path, changes: dict[str, Any], key: str
+) -> None:
+    own = begun(tmp_path / "out")
+    other = StudySettings.model_validate(own.settings.model_dump() | changes)
+    for go_on in (run_study, collect):
+        with pytest.raises(InputError, match=f"config: {key} differs from the"):
+            go_on(Study(other, own.data_root, own.out))
+
+
+def test_a_study_goes_on_with_more_runs_and_in_another_place(tmp_path: Path) -> None:
+    own = begun(tmp_path / "out")
+    moved = own.out.rename(tmp_path / "moved")
+    more = own.settings.model_dump() | {"learning_rates": [1e-3, 2e-3, 3e-3], "seeds": [0, 1, 2]}
+    require_unchanged(Study(StudySettings.model_validate(more), Path("elsewhere"), moved))
+
+
 def double(number: int) -> dict[str, Any]:
     if number < 0:
         raise InputError("number: it is negative; give another")
@@ -157,6 +201,33 @@ def test_a_worker_that_ends_early_gives_no_result(tmp_path: Path, late: bool) ->
 def end(worker: Worker) -> None:
     worker._process.kill()
     worker._process.join()
+
+
+def sleep_and_tell(connection: Connection) -> dict[str, Any]:
+    connection.send(os.getpid())
+    time.sleep(60)
+    return {}
+
+
+def work_until_killed(connection: Connection, logs: Path) -> None:
+    task = Task(0, "long", sleep_and_tell, (connection,))
+    work(lambda _: [task], gpus=[None], jobs=1, logs=logs)
+
+
+def test_the_workers_of_a_killed_study_end_in_the_middle_of_their_tasks(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    parent = context.Process(target=work_until_killed, args=(theirs, tmp_path))
+    parent.start()
+    theirs.close()
+    assert ours.poll(60)
+    worker = ours.recv()
+    assert not ours.poll(0.2)  # at its task, which holds the other end
+    parent.kill()
+    parent.join()
+    assert ours.poll(20), f"worker {worker} goes on"
+    with pytest.raises(EOFError):
+        ours.recv()
 
 
 def test_tables_go_between_their_markers_and_the_rest_of_the_page_stays(tmp_path: Path) -> None:

@@ -331,17 +331,20 @@ def names(out: Path) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("truncated", [False, True], ids=["killed", "newest checkpoint truncated"])
+@pytest.mark.parametrize(
+    "truncated",
+    [None, "trainer_state.json", "optimizer.pt", "rng_state.pth", "recommender.safetensors"],
+)
 def test_a_killed_run_ends_as_an_unbroken_one_to_the_bit(
-    world: World, tmp_path: Path, killed: Path, unbroken: TrainingResult, truncated: bool
+    world: World, tmp_path: Path, killed: Path, unbroken: TrainingResult, truncated: str | None
 ) -> None:
     out = Path(shutil.copytree(killed, tmp_path / "run"))
     assert names(out) == {"checkpoint-16", "checkpoint-18"}
     assert list((out / "checkpoints").glob(".checkpoint-20.*.partial"))  # half of the tenth
     assert not (out / "model").exists()
     if truncated:
-        state = out / "checkpoints" / "checkpoint-18" / "trainer_state.json"
-        state.write_bytes(state.read_bytes()[:-100])
+        file = out / "checkpoints" / "checkpoint-18" / truncated
+        file.write_bytes(file.read_bytes()[:-100])
     result = train(world.settings(LONG), out, resume=True, device="cpu")
     assert result.record["resumed_from"] == ("checkpoint-16" if truncated else "checkpoint-18")
     assert_same_bits(weights(result.path), weights(unbroken.path))

@@ -144,11 +144,23 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(source: Path, tmp_path
     assert isinstance(build_csv(source, tmp_path / "out"), DataFolder)
 
 
+def test_a_folder_of_tables_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder; give one CSV or TSV file"):
+        build_csv(tmp_path, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
         ("a,b\n1,2\n", {}, r"no column 'user'; its header line is \['a', 'b'\]"),
         ("", {}, "no column 'user'"),
+        ("user,item,timestamp\n", {}, "holds no interaction"),
+        ("user,item,timestamp,item\n1,2,3,4\n", {}, "has 2 columns 'item'; rename all but one"),
+        (
+            "user,item,timestamp,title\n1,2,3,\n1,4,4,\n1,5,5,\n",
+            {"columns": TITLED},
+            "none of the 3 items has a title, '2' among them",
+        ),
         ("user,item,timestamp\n1,2,soon\n", {}, "line 2: timestamp is 'soon'"),
         ("user,item,timestamp\n1,2,nan\n", {}, "line 2: timestamp is 'nan'"),
         ("user,item,timestamp\n1,2,3\n, 2,3\n", {}, "line 3: user is empty"),

@@ -62,6 +62,13 @@ def test_an_artist_without_a_name_is_noted(raw: Path, tmp_path: Path) -> None:
         build_lastfm(raw, tmp_path / "out", min_user_count=1, min_item_count=1)
 
 
+def test_names_of_other_artists_are_refused(raw: Path, tmp_path: Path) -> None:
+    (raw / "artists.dat").write_text("id\tname\turl\tpictureURL\n7\tOf another collection\n")
+    with pytest.raises(InputError, match=r"none of the \d+ items has a title"):
+        build_lastfm(raw, tmp_path / "out", min_user_count=1, min_item_count=1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_bytes_that_are_no_text_are_noted(raw: Path) -> None:
     (raw / "artists.dat").write_bytes(b"id\tname\n1\tCaf\xe9\n")
     with pytest.warns(UserWarning, match="1 bytes of artists.dat are not UTF-8"):

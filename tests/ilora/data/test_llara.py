@@ -84,6 +84,7 @@ SHORT = columns()["seq"][:-1]
         ({"seq": [*SHORT, [0, -1, 1, 2]]}, "row 5"),
         ({"seq": [*SHORT, [0, 1.0, 1, 2]]}, "row 5"),
         ({"seq": [*SHORT, [0, True, 1, 2]]}, "row 5"),
+        ({"seq": [], "len_seq": [], "next": []}, "has no row"),
         ({"seq": [*SHORT, [0, 1]]}, "lists of one length"),
         ({"seq": [*SHORT, 7]}, "lists of one length"),
         ({"seq": [*SHORT, "text"]}, "lists of one length"),

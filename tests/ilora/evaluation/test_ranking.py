@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    BartConfig,
+    BartForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -32,6 +34,8 @@ from ilora.errors import InputError
 from ilora.evaluation import ranking
 from ilora.evaluation.cached_passes import score_separately, with_answer
 from ilora.evaluation.one_pass import pack, score_in_one_pass
+from ilora.evaluation.padding import padding_shows
+from ilora.evaluation.protocols import predict
 from ilora.evaluation.ranking import WAYS, CandidateScores, choose_way, score_candidates
 from ilora.model import ILoRARecommender
 from ilora.recommend import OneRow
@@ -115,6 +119,23 @@ def mistral(size: int, eos: int, window: int = 8) -> PreTrainedModel:
     return MistralForCausalLM(config)
 
 
+def bart(size: int, eos: int) -> PreTrainedModel:
+    """Its positions are columns, whether padding or not, and it takes no others."""
+    config = BartConfig(
+        vocab_size=size,
+        d_model=32,
+        decoder_layers=2,
+        decoder_ffn_dim=48,
+        decoder_attention_heads=4,
+        init_std=0.3,
+        is_decoder=True,
+        eos_token_id=eos,
+        bos_token_id=eos,
+        pad_token_id=eos,
+    )
+    return BartForCausalLM(config)
+
+
 def recommender(
     world: World, build: Build, *, gate: Any = "linear", **prompts: Any
 ) -> ILoRARecommender:
@@ -187,6 +208,38 @@ def test_every_way_gives_the_scores_of_brute_force(
         for name in ("sum", "mean", "per_character"):
             np.testing.assert_allclose(getattr(got, name), getattr(wanted, name), rtol=1e-4)
         assert got.way == way
+
+
+@pytest.mark.parametrize("way", [None, "separate passes"])
+def test_a_model_whose_results_padding_changes_is_ranked_as_by_brute_force(
+    world: World, way: Any
+) -> None:
+    model = recommender(world, bart)
+    rows, collator = rows_of(world, model)
+    scored = list(score_candidates(model, rows, collator, batch_size=3, way=way))
+    for got, wanted in zip(scored, by_brute_force(world, model, rows), strict=True):
+        np.testing.assert_allclose(got.sum, wanted.sum, rtol=1e-4)
+
+
+@pytest.mark.parametrize("decode", ["free", "constrained"])
+def test_a_model_whose_results_padding_changes_answers_as_it_does_alone(
+    world: World, decode: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = recommender(world, bart)
+    rows, collator = rows_of(world, model)
+    with caplog.at_level(logging.WARNING):
+        together = predict(decode, model, rows, collator, batch_size=3)
+    assert [record.message for record in caplog.records] == [
+        "prompts are answered one at a time: padding would change the answers"
+    ]
+    assert together == predict(decode, model, rows, collator, batch_size=1)
+
+
+@pytest.mark.parametrize("build", [llama, qwen2, gpt2, mistral])
+def test_padding_does_not_show_in_an_ordinary_model(world: World, build: Build) -> None:
+    model = recommender(world, build)
+    rows, collator = rows_of(world, model)
+    assert not padding_shows(model, collator, rows[0])
 
 
 def test_the_difficult_rows_are_difficult(world: World) -> None:
