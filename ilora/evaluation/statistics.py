@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student_t
+from scipy.stats import ttest_ind
 
 from ilora.errors import InputError
 
@@ -161,3 +162,40 @@ def spread(values: ArrayLike) -> Spread:
     sd = float(column.std(ddof=1))
     half = float(student_t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
     return Spread(n, mean, sd, (mean - half, mean + half))
+
+
+@dataclass(frozen=True)
+class SeedsApart:
+    """How far the seeds of two methods are apart.
+
+    Attributes:
+        difference: of their means.
+        ci95: 95 % interval of it.
+        p: of no difference, both ways.
+    """
+
+    difference: float
+    ci95: tuple[float, float]
+    p: float
+
+
+def seeds_apart(first: ArrayLike, second: ArrayLike) -> SeedsApart | None:
+    """Welch's t test between the figures of two methods' seeds; None where a method has a single one.
+
+    With test users held fixed it says whether other trainings would differ; paired tests over users
+    hold the trainings fixed and say whether other users would. It is None, too, where neither
+    method's seeds differ at all, which leaves nothing to measure a difference by.
+
+    Raises:
+        InputError: no value, or one that is not finite.
+
+    Source: Welch, Biometrika 34 (1947).
+    """
+    one, other = as_rows(first), as_rows(second)
+    if min(len(one), len(other)) < 2 or one.std() == other.std() == 0:
+        return None
+    result = ttest_ind(one, other, equal_var=False)
+    low, high = result.confidence_interval(0.95)
+    return SeedsApart(
+        float(one.mean() - other.mean()), (float(low), float(high)), float(result.pvalue)
+    )

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ilora.errors import InputError
+from ilora.evaluation.paired import holm
+from ilora.evaluation.statistics import seeds_apart
 from ilora.files import atomic_file, read_json
 from ilora.markers import filled, how_to_place
+from ilora.studies.plan import METHODS
 from ilora.tables import p_value
 
 HIT = "hit_ratio_at_1"
@@ -31,11 +34,11 @@ def read_table(file: Path) -> dict[str, Any]:
 
 
 def blocks(table: dict[str, Any]) -> dict[str, str]:
-    """Name -> Markdown: ``setup``, ``main``, ``tuning``, ``experts``, ``gates``, ``tests``, ``rows``."""
+    """Name -> Markdown: ``setup main tuning experts gates tests seeds rows``."""
     told = {"setup": _setup(table), "main": _main(table), "tuning": _tuning(table)}
     for part, content in table["parts"].items():
         told[part] = _methods(content["data"], content["rows"])
-    return told | {"tests": _tests(table), "rows": _rows(table)}
+    return told | {"tests": _tests(table), "seeds": _seeds(table), "rows": _rows(table)}
 
 
 def write_into(page: Path, table: dict[str, Any]) -> None:
@@ -155,12 +158,35 @@ def _tests(table: dict[str, Any]) -> str:
                     family,
                     f"{one['first']} − {one['second']}",
                     f"{one['n']:,}",
-                    f"{one['difference']:+.3f} [{one['ci95'][0]:+.3f}, {one['ci95'][1]:+.3f}]",
+                    _difference(one["difference"], one["ci95"]),
                     p_value(p),
                     p_value(one["holm"]),
                 ]
             )
     return _table(["family", "difference", "n", "HR@1 [95 %]", "p", "Holm"], lines)
+
+
+def _seeds(table: dict[str, Any]) -> str:
+    """Welch's test over the seeds of iLoRA and LoRA, Holm-corrected over all lines."""
+    lines, p_values = [], []
+    for data, told in table["data"].items():
+        rows = {row["name"]: row for row in told["rows"]}
+        for decode in ("rank", "free"):
+            figures = [
+                list(rows[name][decode]["seeds"].values()) for name in METHODS if name in rows
+            ]
+            apart = seeds_apart(figures[1], figures[0]) if len(figures) == len(METHODS) else None
+            if apart is None:
+                continue
+            by_seed = " against ".join(", ".join(map(_figure, each)) for each in reversed(figures))
+            lines.append([data, decode, by_seed, _difference(apart.difference, apart.ci95)])
+            p_values.append(apart.p)
+    corrected = holm(p_values)
+    for line, p, h in zip(lines, p_values, corrected, strict=True):
+        line += [p_value(p), p_value(h)]
+    return _table(
+        ["data", "", "iLoRA against LoRA, by seed", "difference [95 %]", "p", "Holm"], lines
+    )
 
 
 def _rows(table: dict[str, Any]) -> str:
@@ -182,6 +208,10 @@ def _interval(told: dict[str, Any]) -> str:
         return _figure(told[HIT])
     low, high = told["ci95"]
     return f"{_figure(told[HIT])} [{_figure(low)}, {_figure(high)}]"
+
+
+def _difference(value: float, interval: Sequence[float]) -> str:
+    return f"{value:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}]"
 
 
 def _figure(value: float | None) -> str:

@@ -270,6 +270,10 @@ def test_tables_go_between_their_markers_and_the_rest_of_the_page_stays(tmp_path
     assert "old" not in text
     assert "**.500**" in blocks(table)["tuning"]
     assert "< .0001 | 0.0200" in blocks(table)["tests"]
+    assert blocks(table)["seeds"].count("\n") == 1  # LoRA has no seeds here
+    lora = row | {"name": "lora", "rank": rank | {"seeds": {"0": 0.1, "1": 0.11}}}
+    table["data"]["one"]["rows"] = [*rows, lora]
+    assert "| one | rank | .240, .260 against .100, .110 | +0.145 [" in blocks(table)["seeds"]
     page.write_text("nothing")
     with pytest.raises(InputError, match="has no place"):
         write_into(page, table)

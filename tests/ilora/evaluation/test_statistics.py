@@ -11,6 +11,7 @@ from ilora.evaluation.statistics import (
     bootstrap_intervals,
     bootstrap_ratio_interval,
     resampled_means,
+    seeds_apart,
     spread,
 )
 
@@ -128,3 +129,20 @@ def test_the_interval_over_seeds_is_students() -> None:
 
 def test_a_single_seed_has_no_spread() -> None:
     assert spread([0.5]) == statistics.Spread(1, 0.5, None, None)
+
+
+def test_seeds_are_apart_by_welchs_formula() -> None:
+    one, other = [0.3, 0.5, 0.4], [0.1, 0.2]
+    error = 0.1**2 / 3, 0.005 / 2  # of the means, squared
+    freedom = sum(error) ** 2 / (error[0] ** 2 / 2 + error[1] ** 2 / 1)
+    found = seeds_apart(one, other)
+    assert found is not None
+    half = scipy.stats.t.ppf(0.975, freedom) * sum(error) ** 0.5
+    assert found.difference == pytest.approx(0.25)
+    assert found.ci95 == pytest.approx((0.25 - half, 0.25 + half))
+    assert found.p == pytest.approx(2 * scipy.stats.t.sf(0.25 / sum(error) ** 0.5, freedom))
+
+
+@pytest.mark.parametrize(("one", "other"), [([0.3], [0.1, 0.2]), ([0.3, 0.3], [0.1, 0.1])])
+def test_seeds_without_spread_are_not_compared(one: list[float], other: list[float]) -> None:
+    assert seeds_apart(one, other) is None
