@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -42,7 +41,7 @@ from ilora.run_folder import (
 )
 from ilora.tokens import knows_placeholder, load_tokenizer
 from ilora.trainer import RecommenderTrainer
-from ilora.training_progress import TrainingBar
+from ilora.training_progress import TrainingBar, TrainingClock
 
 VALIDATION_ROWS = 256  # enough for ± 6 points; all of a split is `ilora evaluate`'s to measure
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors")
@@ -97,14 +96,15 @@ def train(
     if first:  # not before all inputs were found sound: a mistake must not leave ``out`` taken
         write_settings(settings, out / SETTINGS_FILE)
     checkpoint = last_complete_checkpoint(out / "checkpoints") if resume else None
-    started = time.perf_counter()
+    clock = TrainingClock(checkpoint)
+    trainer.add_callback(clock)
     if model.trainable_parameters():  # method none is saved as it is
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     record = {
         "method": settings.adapter.method,
         "seed": settings.seed,
         "steps": trainer.state.global_step,
-        "seconds": time.perf_counter() - started,
+        "seconds": clock.seconds(),
         "resumed_from": None if checkpoint is None else checkpoint.name,
         "trainable_parameters": model.trainable_parameters(),
         "train_rows": len(trainer.train_dataset),

@@ -1,12 +1,16 @@
-"""What a training run shows while it runs: one bar on standard error, with the latest losses."""
+"""What a training run shows while it runs, a bar on standard error, and the time it takes."""
 
 from __future__ import annotations
 
+import json
+import time
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 LOSSES = {"loss": "loss", "eval_loss": "validation"}
 
@@ -45,3 +49,25 @@ class TrainingBar(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._bar.stop()
+
+
+class TrainingClock(TrainerCallback, ExportableState):
+    """The seconds that all steps of a run took, with those before the checkpoint it goes on from."""
+
+    def __init__(self, checkpoint: Path | None) -> None:
+        self._before = 0.0
+        if checkpoint is not None:
+            state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            self._before = state["stateful_callbacks"][type(self).__name__]["seconds"]
+        self._started = time.perf_counter()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._started = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Until now."""
+        return self._before + time.perf_counter() - self._started
+
+    def state(self) -> dict[str, Any]:
+        """What the Trainer writes into a checkpoint."""
+        return {"seconds": self.seconds()}

@@ -674,7 +674,13 @@ def test_a_gate_with_more_than_a_matrix_resumes_to_the_bit(
     shutil.rmtree(tmp_path / "broken" / "model")
     for checkpoint in (tmp_path / "broken" / "checkpoints").glob("checkpoint-4"):
         shutil.rmtree(checkpoint)
+    file = tmp_path / "broken" / "checkpoints" / "checkpoint-3" / "trainer_state.json"
+    state = json.loads(file.read_text())
+    assert 0 < state["stateful_callbacks"]["TrainingClock"]["seconds"] < 1000
+    state["stateful_callbacks"]["TrainingClock"]["seconds"] = 1000
+    file.write_text(json.dumps(state))
     result = train(world.settings(changes), tmp_path / "broken", resume=True, device="cpu")
     assert result.record["resumed_from"] == "checkpoint-3"
+    assert result.record["seconds"] > 1000  # of the whole run
     for name, value in result.model.state_dict().items():
         assert torch.equal(value, whole[name]), name
