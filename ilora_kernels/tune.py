@@ -1,95 +1,99 @@
 """Measure block sizes on this GPU and write them where the Triton backend finds them.
 
-    python -m ilora_kernels.tune                 # this GPU's file, beside the shipped ones
-    python -m ilora_kernels.tune --out mine.json # use it with ILORA_TUNED=mine.json
+    python -m ilora_kernels.tune                       # this GPU's file, beside the shipped ones
+    python -m ilora_kernels.tune --out mine.json       # use it with ILORA_TUNED=mine.json
+    python -m ilora_kernels.tune --roles decode,delta  # the default's for all other roles
 
-Every candidate is measured inside a whole forward or backward pass, since the kernels of a pass run
-beside one another: a block that is fast alone can leave its neighbour no room. One role is varied at
-a time, from the default file on; the measurement is the median over rounds in which all
-candidates take turns, with a cold cache.
+Every candidate is measured inside a whole pass, captured in a CUDA graph, with a cold cache (see
+``tuning.passes`` and ``tuning.measuring``). One role is varied at a time, from the default file on.
+What is in use stays, unless another candidate computes the same and takes over 1 % less time.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-import statistics
-from collections.abc import Callable
+import os
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from triton.runtime.errors import OutOfResources
 
-from ilora_kernels.backends import triton as backend
 from ilora_kernels.backends.triton import configs
-from ilora_kernels.backends.triton.configs import LinearConfig, PassConfig, Table
-from ilora_kernels.dropout import draw_seed
+from ilora_kernels.backends.triton.configs import Table
+from ilora_kernels.tuning.candidates import candidates
+from ilora_kernels.tuning.measuring import measure
+from ilora_kernels.tuning.passes import Grid, grid, passes
 
-ROWS = (2048, 8192, 32768)  # a bucket ends at each; the last is open
-RANKS = (16, 32, 64)
-WIDTH = 4096
-DROPOUT = 0.1
+LEAST_GAIN = 0.01  # below it lies the noise of a measurement
+DEFAULT = configs.TUNED_FOLDER / "default.json"
 
-_LINEAR = [
-    LinearConfig(128, 256, 64, parts, 16, flatten, 8, 3)
-    for parts in (2, 4)
-    for flatten in (True, False)
-]
-_SHRINK = [PassConfig(64, 64, 4, stages) for stages in (3, 4, 5)]
-_MASKED = [PassConfig(16, 128, 4, 4), PassConfig(32, 128, 4, 3), PassConfig(64, 64, 4, 4)]
-_GRADIENTS = [PassConfig(64, 64, 4, 3), PassConfig(64, 64, 4, 4), PassConfig(128, 32, 4, 3)]
-# Role -> its candidates, whether the pass that is measured goes backward, and under dropout.
-CANDIDATES: dict[str, tuple[list[Any], bool, bool]] = {
-    "linear": (_LINEAR, False, False),
-    "shrink": (_SHRINK, False, False),
-    "linear backward": (_LINEAR, True, False),
-    "shrink backward": (_SHRINK, True, False),
-    "gradients": (_GRADIENTS, True, False),
-    "shrink dropout": (_MASKED, False, True),
-    "linear backward dropout": ([c for c in _LINEAR if not c.flatten], True, True),
-    "gradients dropout": (_GRADIENTS, True, True),
-}
+Report = Callable[[str], object]
 
 
-def tune(rounds: int = 15, report: Callable[[str], None] = print) -> Table:
-    """Return the best table found on the current GPU."""
-    table = configs.load(configs.TUNED_FOLDER / "default.json")
-    buckets: Table = {role: [] for role in CANDIDATES}
-    for rank in RANKS:
-        for rows in ROWS:
-            chosen = _chosen(table, rows, rank)
-            for role, (candidates, backward, masked) in CANDIDATES.items():
-                run = _pass(rows, rank, backward=backward, masked=masked)
-                times = _median_us(run, chosen, role, candidates, rounds)
-                if not times:
-                    report(f"rank {rank:3} rows {rows:6} {role:18} nothing fits; kept the default")
-                    buckets[role].append(_bucket(rows, rank, chosen[role][0]["config"]))
-                    continue
-                best = min(times, key=lambda i: times[i])
-                chosen[role] = [{"config": asdict(candidates[best])}]
-                buckets[role].append(_bucket(rows, rank, chosen[role][0]["config"]))
+def tune(
+    roles: Sequence[str] = configs.ROLES,
+    rounds: int = 15,
+    report: Report = partial(print, flush=True),
+) -> Table:
+    """Return the best table found on the current GPU; roles not named keep the default's buckets."""
+    table = configs.load(DEFAULT)
+    began = time.perf_counter()
+    total = sum(len(problems.rows) * len(problems.ranks) for problems in map(grid, roles))
+    done = 0
+    for role in roles:
+        problems, buckets = grid(role), []
+        for rank in problems.ranks:
+            for rows in problems.rows:
+                config, outcome = best(table, role, rows, rank, rounds, report)
+                buckets.append(bucket(problems, rows, rank, asdict(config)))
+                done += 1
                 report(
-                    f"rank {rank:3} rows {rows:6} {role:18} {times[best]:8.1f} us  {candidates[best]}"
+                    f"{done:3}/{total} {time.perf_counter() - began:4.0f} s  {role}, rows {rows}, "
+                    f"rank {rank}: {outcome} {config}"
                 )
-    return {**table, **{role: _merged(found) for role, found in buckets.items()}}
+        table[role] = merged(buckets)
+    return table
 
 
-def _chosen(table: Table, rows: int, rank: int) -> Table:
-    """The default configurations of one problem, each as the only bucket of its role."""
+def best(
+    table: Table, role: str, rows: int, rank: int, rounds: int, report: Report
+) -> tuple[Any, str]:
+    """Return the configuration for one problem, and in words what it takes."""
     with configs.using(table):
-        return {role: [{"config": asdict(configs.choose(role, rows, rank, 0))}] for role in table}
+        default = configs.choose(role, rows, rank, 0)
+    properties: Any = torch.cuda.get_device_properties()  # torch's stub lacks the attribute
+    tried = candidates(role, rows, properties.shared_memory_per_multiprocessor, default)
+    tables = [{**table, role: [{"config": asdict(config)}]} for config in tried]
+    outcomes = measure(passes(role, rows, rank), tables, rounds)
+    torch.cuda.empty_cache()  # the graphs' memory, which nothing else takes
+    for config, outcome in zip(tried, outcomes, strict=True):
+        if isinstance(outcome, str):
+            report(f"Left out for {role}, rows {rows}, rank {rank}: {config}; {outcome}.")
+    times = {i: outcome for i, outcome in enumerate(outcomes) if not isinstance(outcome, str)}
+    if not times:
+        return default, "not measured, kept"
+    fastest = min(times, key=lambda i: times[i])
+    if times[fastest] >= (1 - LEAST_GAIN) * times[0]:
+        return default, f"{times[0]:.1f} us, kept"
+    return tried[fastest], f"{times[fastest]:.1f} us instead of {times[0]:.1f},"
 
 
-def _bucket(rows: int, rank: int, config: dict[str, Any]) -> dict[str, Any]:
-    bounds = {"max_rows": rows if rows < ROWS[-1] else None}
-    bounds["max_rank"] = rank if rank < RANKS[-1] else None
-    return {**{name: bound for name, bound in bounds.items() if bound}, "config": config}
+def bucket(problems: Grid, rows: int, rank: int, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the bucket that ends at this problem; those of the last rows and rank do not end."""
+    found: dict[str, Any] = {}
+    if rows < problems.rows[-1]:
+        found["max_rows"] = rows
+    if rank < problems.ranks[-1]:
+        found["max_rank"] = rank
+    return {**found, "config": config}
 
 
-def _merged(buckets: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def merged(buckets: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Drop a bucket that the next one, which takes more rows of the same rank, repeats."""
     kept: list[dict[str, Any]] = []
     for bucket in buckets:
@@ -100,79 +104,60 @@ def _merged(buckets: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return kept
 
 
-def _pass(rows: int, rank: int, *, backward: bool, masked: bool) -> Callable[[], Any]:
-    """One forward or backward pass over random data."""
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
-
-    x, dy, weight = random(rows, WIDTH), random(rows, WIDTH), random(WIDTH, WIDTH)
-    lora_A, lora_B = random(rank, WIDTH), random(WIDTH, rank)
-    gate = torch.rand(8, 4, device="cuda")
-    seed = draw_seed(x.device) if masked else None
-    p = DROPOUT if masked else 0.0
-    each = rows // 8
-
-    def forward() -> tuple[torch.Tensor, torch.Tensor]:
-        return backend.forward(
-            x, weight, None, None, lora_A, lora_B, gate, None, each, 1.0, p, seed
-        )
-
-    if not backward:
-        return forward
-    _, xa = forward()
-    return lambda: backend.backward(
-        dy, x, weight, lora_A, lora_B, gate, None, xa, each, 1.0, p, seed, [True] * 4
-    )
-
-
-def _median_us(
-    run: Callable[[], Any], chosen: Table, role: str, candidates: list[Any], rounds: int
-) -> dict[int, float]:
-    """Candidate -> median device time; one that does not fit on this GPU is left out."""
-    tables = {}
-    for i, candidate in enumerate(candidates):
-        tables[i] = copy.deepcopy(chosen) | {role: [{"config": asdict(candidate)}]}
-        try:
-            with configs.using(tables[i]):
-                run()
-        except OutOfResources:
-            del tables[i]
-    cache = torch.empty(
-        2 * torch.cuda.get_device_properties(0).L2_cache_size, dtype=torch.uint8, device="cuda"
-    )
-    events: dict[int, list[Any]] = {i: [] for i in tables}
-    for _ in range(rounds):
-        for i, table in tables.items():
-            with configs.using(table):
-                cache.zero_()
-                torch.cuda._sleep(1_000_000)  # the host runs ahead of the device
-                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                begin.record()
-                run()
-                end.record()
-                events[i].append((begin, end))
-        torch.cuda.synchronize()
-    return {
-        i: 1e3 * statistics.median(begin.elapsed_time(end) for begin, end in pairs)
-        for i, pairs in events.items()
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m ilora_kernels.tune", description=__doc__)
-    parser.add_argument("--out", type=Path, help="the file to write; default: this GPU's own")
-    parser.add_argument("--rounds", type=int, default=15, help="measurements of each candidate")
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.exit(1, "There is no GPU here; run this on the GPU whose block sizes you want.\n")
-    gpu = torch.cuda.get_device_name()
-    out = arguments.out or configs.tuned_path(gpu)
-    found = {"gpu": gpu, "note": f"python -m ilora_kernels.tune, torch {torch.__version__}"}
-    text = json.dumps({**found, "roles": tune(arguments.rounds)}, indent=2)
+def write(out: Path, gpu: str, note: str, table: Table) -> None:
+    """Write a file that ``configs.load`` reads; it appears complete or not at all."""
+    text = json.dumps({"gpu": gpu, "note": note, "roles": table}, indent=2)
     temporary = out.with_name(out.name + ".new")
     temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(out)
+
+
+def named_roles(text: str) -> list[str]:
+    """Read ``decode,shrink alone`` into roles, in the order of ``configs.ROLES``."""
+    named = {name.strip() for name in text.split(",")}
+    if unknown := sorted(named - set(configs.ROLES)):
+        raise argparse.ArgumentTypeError(
+            f"{unknown[0]!r} is no role; name some of: {', '.join(configs.ROLES)}."
+        )
+    return [role for role in configs.ROLES if role in named]
+
+
+def number_of_rounds(text: str) -> int:
+    """Read a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of rounds; give 1 or more.")
+    return int(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; it refuses what it cannot write before it measures anything."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ilora_kernels.tune",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, help="the file to write; default: this GPU's own")
+    parser.add_argument(
+        "--rounds", type=number_of_rounds, default=15, help="measurements of each candidate"
+    )
+    parser.add_argument(
+        "--roles",
+        type=named_roles,
+        default=list(configs.ROLES),
+        help="what to measure, with commas between; default: all",
+    )
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        parser.exit(1, "There is no GPU here; run this on the GPU whose block sizes you want.\n")
+    gpu = torch.cuda.get_device_name()
+    out = options.out or configs.tuned_path(gpu)
+    if not os.access(out.parent, os.W_OK):
+        parser.error(f"{out.parent} is no folder to write into; name a file elsewhere with --out.")
+    note = "python -m ilora_kernels.tune"
+    if len(options.roles) < len(configs.ROLES):
+        note += f' --roles "{",".join(options.roles)}"'
+    table = tune(options.roles, options.rounds)
+    write(out, gpu, f"{note}, torch {torch.__version__}", table)
     print(f"Wrote {out}.")
 
 

@@ -494,22 +494,6 @@ def test_a_gpu_has_a_file_of_its_own_name(gpu: str, name: str) -> None:
     assert configs.tuned_path(gpu) == configs.TUNED_FOLDER / f"{name}.json"
 
 
-def test_tuning_keeps_the_default_where_no_candidate_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    tune = importlib.import_module("ilora_kernels.tune")
-    monkeypatch.setattr(tune, "_pass", lambda *_, **__: None)
-    monkeypatch.setattr(tune, "_median_us", lambda *_: {})
-    default, found = configs.load(configs.TUNED_FOLDER / "default.json"), tune.tune(report=str)
-    assert set(found) == set(configs.ROLES)
-    for role in configs.ROLES:
-        for rows in (1, 2049, 2**20):
-            for rank in (16, 17, 64, 65):
-                tables = []
-                for table in (default, found):
-                    with configs.using(table):
-                        tables.append(configs.choose(role, rows, rank, 0))
-                assert tables[0] == tables[1]
-
-
 TILE = (128, 256)
 
 
