@@ -118,6 +118,11 @@ class FusedILoRALinear(nn.Module):
                 rows, layer.weight, layer.bias, lora_A, lora_B, gate, **options
             )
         base = layer(x)
+        if not isinstance(base, Tensor):
+            raise TypeError(
+                f"base_layer, a {type(layer).__name__}, returned a {type(base).__name__}; only layers "
+                "that return one tensor can be adapted, so leave it out of the target modules."
+            )
         lora_A, lora_B = _cast(lora_A, base.dtype), _cast(lora_B, base.dtype)
         base = base.reshape(*rows.shape[:-1], self.out_features)
         return gated_lora_onto(base, _cast(rows, base.dtype), lora_A, lora_B, gate, **options)

@@ -430,6 +430,14 @@ class TransposedLinear(nn.Module):
         return x @ self.weight
 
 
+class Router(nn.Linear):
+    """A linear that returns more than its product, as the routers of some mixtures of experts do."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        scores = super().forward(x)
+        return scores, scores.argmax(-1)
+
+
 OTHER_LAYERS = {
     "int8": lambda: Int8Linear(nn.Linear(D_IN, D_OUT)),
     "subclass": lambda: DoublingLinear(D_IN, D_OUT),
@@ -453,6 +461,11 @@ def test_the_update_is_added_to_any_linear_layer(
     (grad,) = torch.autograd.grad(y.square().sum(), x)
     (expected_grad,) = torch.autograd.grad(expected.square().sum(), x)
     torch.testing.assert_close(grad, expected_grad, rtol=1e-3, atol=1e-3)
+
+
+def test_a_layer_that_returns_more_than_a_tensor_is_refused() -> None:
+    with pytest.raises(TypeError, match="a Router, returned a tuple; .* leave it out"):
+        random_layer(Router(D_IN, D_OUT))(torch.randn(3, D_IN), mixtures(3))
 
 
 def test_the_adapter_of_an_integer_weight_is_float32() -> None:
