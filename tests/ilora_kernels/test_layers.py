@@ -464,7 +464,7 @@ def test_the_update_is_added_to_any_linear_layer(
 
 
 def test_a_layer_that_returns_more_than_a_tensor_is_refused() -> None:
-    with pytest.raises(TypeError, match="a Router, returned a tuple; .* leave it out"):
+    with pytest.raises(TypeError, match=r"a Router, returned a tuple; .* leave it out"):
         random_layer(Router(D_IN, D_OUT))(torch.randn(3, D_IN), mixtures(3))
 
 
