@@ -31,5 +31,5 @@ def padding_shows(model: ILoRARecommender, collator: Collator, prompt: Example) 
     }
     one, other = (model(**batch).logits[0, -1].float().log_softmax(-1) for batch in (alone, padded))
     likeliest = one.topk(min(LIKELIEST, len(one))).indices
-    off = float((one - other)[likeliest].abs().max())
+    off = float((one - other)[likeliest].abs().mean())  # of one token rounding alone can be as much
     return off > TOLERANCES.get(model.llm.dtype, TOLERANCE)
