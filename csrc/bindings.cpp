@@ -140,9 +140,10 @@ int compiled_for(int device) {
 PYBIND11_MODULE(_cuda, m) {
     m.doc() = "The CUDA kernels of ilora_kernels; csrc/README.md describes them.";
     m.attr("SOURCE_HASH") = ILORA_SOURCE_HASH;
-    py::class_<Place>(m, "Place").def(py::init<int, Address, int, bool>());
-    py::class_<ilora::Mask>(m, "Mask").def(py::init(&mask));
-    py::class_<ilora::Gating>(m, "Gating").def(py::init(&gating));
+    // Local to this module: another build of it may be loaded in the same process.
+    py::class_<Place>(m, "Place", py::module_local()).def(py::init<int, Address, int, bool>());
+    py::class_<ilora::Mask>(m, "Mask", py::module_local()).def(py::init(&mask));
+    py::class_<ilora::Gating>(m, "Gating", py::module_local()).def(py::init(&gating));
     m.def("shrink", &shrink);
     m.def("expand", &expand);
     m.def("column_sums", &column_sums);

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from torch import Tensor
 from ilora_kernels import gated_lora, use_backend
 from ilora_kernels.functional import gated_lora_onto
 
+from .cuda_on_cpu import load
 from .problems import GATE_FORMS, Problem, assert_matches_float64, gradients, random_problem
 
 launch = importlib.import_module("ilora_kernels.backends.cuda.launch")
@@ -230,3 +233,10 @@ def test_sequences_that_cu_seqlens_leaves_empty_get_a_gradient_of_zero(
         assert not grad[lengths == 0].any()
         assert grad[lengths > 0].all()
         assert_matches_float64(problem, torch.float32)
+
+
+def test_another_build_can_be_loaded_beside_it(cuda_device: torch.device, tmp_path: Path) -> None:
+    module = launch.kernels()
+    copy = load("beside._cuda", Path(shutil.copy(module.__file__, tmp_path / "_cuda.so")))
+    assert copy.Place is not module.Place
+    assert copy.Place(0, 0, 4, False)

@@ -52,7 +52,7 @@ def kernels() -> Any:
         command += [f"-I{path}" for path in headers] + [str(path) for path in sources]
         subprocess.run([*command, "-o", str(partial)], check=True)
         partial.rename(module)
-    return _load("_cuda", module)
+    return load("_cuda", module)
 
 
 @contextmanager
@@ -81,10 +81,11 @@ def cuda_on_cpu() -> Iterator[None]:
 
 def build_module() -> ModuleType:
     """``csrc/build.py``, which is part of no package."""
-    return _load("csrc_build", ROOT / "csrc" / "build.py")
+    return load("csrc_build", ROOT / "csrc" / "build.py")
 
 
-def _load(name: str, file: Path) -> ModuleType:
+def load(name: str, file: Path) -> ModuleType:
+    """Import a file that is part of no package."""
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
