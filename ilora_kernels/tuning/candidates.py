@@ -56,6 +56,9 @@ _DECODE = [
     (128, 128, 1, 4, True, 4),
     (128, 128, 1, 8, True, 4),
     (128, 128, 1, 8, True, 8),
+    (128, 128, 1, 16, True, 8),
+    (64, 128, 1, 8, True, 4),
+    (256, 64, 1, 4, True, 8),
 ]
 _MOST_STAGES = 6
 _RESERVED_BYTES = 1024  # of shared memory, for each block
