@@ -13,6 +13,7 @@ from benchmarks.cases import (
     EAGER,
     FORWARD,
     LINEAR,
+    ONE_THREAD,
     PEFT,
     REFERENCE,
     TRAINING,
@@ -27,13 +28,14 @@ from benchmarks.steps import linear_contest
 pytestmark = DEVICE_TIME
 
 TINY, TINY_TOKENS = 256, 64
-LAUNCHES = ("eager", "torch.compile", "CUDA graph")
+LAUNCHES = ("eager", ONE_THREAD, "torch.compile", "CUDA graph")
 
 
 def cases(plan: Plan) -> list[Case]:
     launches = LAUNCHES if plan.on_gpu else LAUNCHES[:1]
     contenders = [(plan.backend, launch) for launch in launches]
     contenders += [(peer, "eager") for peer in (DELTA, EAGER, PEFT, REFERENCE)]
+    contenders += [(PEFT, ONE_THREAD)] if plan.on_gpu else []
     return [
         Case(
             LINEAR,

@@ -31,6 +31,7 @@ LINEAR, DELTA_ALONE, ONTO, LAYER, MODEL, DECODE, GENERATE = (
     "generate",
 )
 EAGERLY, IN_GRAPH = "eager", "CUDA graph"
+ONE_THREAD = "eager, one thread"  # the backward pass in the caller's, not in one of its own
 
 # Llama 2 7B: attention, gate and up, down; and a feed-forward layer of newer models.
 SHAPES: tuple[Shape, ...] = ((4096, 4096), (11008, 4096), (4096, 11008), (14336, 4096))
@@ -55,7 +56,7 @@ class Case:
         tokens, rank, experts, instances: T, R, K and B.
         gate: ``batched`` ([B, K]), ``packed`` ([B, K] with sequences of mixed length) or ``token``.
         backend: ``torch``, ``triton`` or one of ``PEERS``.
-        launch: ``eager``, ``torch.compile`` or ``CUDA graph``.
+        launch: ``eager``, ``eager, one thread``, ``torch.compile`` or ``CUDA graph``.
         layers: decoder layers of a ``model`` or of what generates; linear layers of ``decode``.
         checkpointing: whether the backward pass of a ``model`` recomputes each layer.
     """
@@ -98,7 +99,7 @@ class Case:
         words += [] if self.experts == 4 else [f"K{self.experts}"]
         words += [] if self.gate == "batched" else [self.gate]
         words += [f"dropout{self.dropout:g}"] if self.dropout else []
-        words += [] if self.launch == "eager" else [self.launch]
+        words += [] if self.launch == "eager" else [self.launch.replace(",", "")]
         return "-".join(words).replace(" ", "-")
 
 

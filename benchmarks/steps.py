@@ -18,7 +18,9 @@ from benchmarks.cases import (
     DELTA_ALONE,
     EAGER,
     FORWARD,
+    IN_GRAPH,
     LINEAR,
+    ONE_THREAD,
     ONTO,
     PEFT,
     REFERENCE,
@@ -80,7 +82,19 @@ def step(case: Case, problem: Problem) -> Call:
         # fullgraph: an error, not a silent fall back to eager, where something cannot be compiled.
         function = torch.compile(function, fullgraph=True, dynamic=False)
     call = in_mode(case.mode, function, leaves, problem.grad_y)
-    return replayed(call) if case.launch == "CUDA graph" else call
+    if case.launch == ONE_THREAD:
+        return in_one_thread(call)
+    return replayed(call) if case.launch == IN_GRAPH else call
+
+
+def in_one_thread(call: Call) -> Call:
+    """PyTorch gives the backward pass on a GPU a thread of its own; here the caller's computes it."""
+
+    def one_thread() -> object:
+        with torch.autograd.set_multithreading_enabled(False):
+            return call()
+
+    return one_thread
 
 
 def in_mode(mode: str, function: Function, leaves: Sequence[Tensor], grad_y: Tensor) -> Call:

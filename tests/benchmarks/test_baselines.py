@@ -23,7 +23,7 @@ from benchmarks.cases import (
     Case,
 )
 from benchmarks.problems import Problem, Problems
-from benchmarks.steps import function_of, step
+from benchmarks.steps import function_of, in_one_thread, step
 from ilora_kernels import reference
 
 CPU = torch.device("cpu")
@@ -88,3 +88,12 @@ def assert_equal_to_the_oracle(case: Case) -> None:
     assert len(gradients) == len(wanted)
     for gradient, expected_gradient in zip(gradients, wanted, strict=True):
         torch.testing.assert_close(gradient, expected_gradient, rtol=1e-11, atol=1e-11)
+
+
+def test_one_thread_is_asked_for_and_given_back() -> None:
+    def call() -> bool:
+        return torch._C._is_multithreading_enabled()
+
+    assert call()
+    assert not in_one_thread(call)()
+    assert call()
