@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ilora.errors import InputError
 from ilora.plots import Bar, draw_bars
 from ilora.studies.plan import METHODS
 from ilora.sweep import MEASURE
@@ -14,7 +15,7 @@ def draw_study(table: dict[str, Any], file: Path) -> None:
     """Bars with their intervals, by the likelihood of the candidates; what guesses has none.
 
     Raises:
-        OSError: the file cannot be written.
+        InputError: the study has no figures yet.
     """
     bars = [
         Bar(
@@ -27,5 +28,7 @@ def draw_study(table: dict[str, Any], file: Path) -> None:
         for row in told["rows"]
         if "ci95" in row["rank"]
     ]
+    if not bars:
+        raise InputError("file: the study holds no figures yet; let it go on, and collect again")
     chance = {row["rank"][MEASURE] for t in table["data"].values() for row in t["rows"][:1]}
     draw_bars(bars, METHODS, file, chance=chance.pop() if len(chance) == 1 else None)

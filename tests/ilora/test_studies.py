@@ -318,3 +318,5 @@ def test_the_picture_shows_all_that_has_an_interval(tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     draw_study({"data": {"one": {"name": "one", "rows": rows}}}, picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match="holds no figures yet"):
+        draw_study({"data": {}}, picture)
