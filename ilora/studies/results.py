@@ -255,12 +255,28 @@ def _comparisons(study: Study, table: dict[str, Any]) -> dict[str, list[dict[str
     for part, told in table["parts"].items():
         names = [row["name"] for row in told["rows"] if row["name"] != "ilora"]
         if len(names) < len(told["rows"]):
-            data = told["data"]
-            own = {
-                name: _answers(study, rows[data, name], name, TEST[0]) for name in ("ilora", *names)
-            }
-            families[part] = [one for name in names for one in compare([own["ilora"], own[name]])]
+            families[part] = _with_ilora(study, rows, told["data"], names)
     return {name: _corrected(family) for name, family in families.items()}
+
+
+def _with_ilora(
+    study: Study, rows: dict[tuple[str, str], list[Row]], data: str, names: Sequence[str]
+) -> list[Comparison]:
+    """iLoRA and each other line of a part, by the likelihood of the candidates."""
+    found = []
+    for name in names:
+        own, others = of_both_seeds(rows[data, "ilora"], rows[data, name])
+        if own:
+            answers = _answers(study, own, "ilora", TEST[0])
+            found += compare([answers, _answers(study, others, name, TEST[0])])
+    return found
+
+
+def of_both_seeds(one: Sequence[Row], other: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """The runs of two methods with the seeds that both have: like with like."""
+    seeds = {row.trial.seed for row in one} & {row.trial.seed for row in other}
+    mine, others = ([row for row in rows if row.trial.seed in seeds] for rows in (one, other))
+    return mine, others
 
 
 def _rows_by_name(study: Study, table: dict[str, Any]) -> dict[tuple[str, str], list[Row]]:

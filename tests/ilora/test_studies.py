@@ -17,8 +17,8 @@ from ilora.config import write_settings
 from ilora.errors import InputError
 from ilora.evaluation.records import METRICS_FILE, evaluation_folder
 from ilora.studies.picture import draw_study
-from ilora.studies.plan import Study, StudySettings, all_rows, read_study
-from ilora.studies.results import _chosen, _tuning, collect
+from ilora.studies.plan import Row, Study, StudySettings, all_rows, read_study
+from ilora.studies.results import _chosen, _tuning, collect, of_both_seeds
 from ilora.studies.run import TEST, ready, ready_rows, run_study
 from ilora.studies.tables import blocks, read_table, write_into
 from ilora.studies.unchanged import require_unchanged
@@ -320,3 +320,16 @@ def test_the_picture_shows_all_that_has_an_interval(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="holds no figures yet"):
         draw_study({"data": {}}, picture)
+
+
+def test_variants_are_compared_over_the_seeds_that_both_have() -> None:
+    def runs(name: str, *seeds: int) -> list[Row]:
+        rows = all_rows(study()).values()
+        return [
+            next(r for r in rows if r.trial.variant.name == name and r.trial.seed == seed)
+            for seed in seeds
+        ]
+
+    ilora, lora = runs("ilora", 0, 1), runs("lora", 1)
+    assert of_both_seeds(ilora, lora) == (ilora[1:], lora)
+    assert of_both_seeds(ilora[:1], lora) == ([], [])
