@@ -25,33 +25,30 @@ def check_tensors(
     cu_seqlens: Tensor | None,
 ) -> None:
     """Refuse what is no tensor of a floating dtype (``cu_seqlens``: of integers) on x's device."""
-    tensors = [x, lora_A, lora_B, gate]
-    tensors += [tensor for tensor in (weight, bias, base) if tensor is not None]
-    if cu_seqlens is None and isinstance(x, Tensor):
-        device = x.device
-        for tensor in tensors:
-            if (
-                not isinstance(tensor, Tensor)
-                or tensor.dtype not in _FLOATING
-                or tensor.device != device
-            ):
-                break
-        else:
-            return
-    optional = {"weight": weight, "bias": bias, "base": base}
-    given = {name: tensor for name, tensor in optional.items() if tensor is not None}
-    given |= {"x": x, "lora_A": lora_A, "lora_B": lora_B, "gate": gate}
-    _check_dtypes(given)
-    _check_devices(given, cu_seqlens)
-
-
-def _check_dtypes(given: dict[str, Tensor]) -> None:
+    given = {"x": x, "lora_A": lora_A, "lora_B": lora_B, "gate": gate}
+    if weight is not None:
+        given["weight"] = weight
+    if bias is not None:
+        given["bias"] = bias
+    if base is not None:
+        given["base"] = base
     for name, tensor in given.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} is a {type(tensor).__name__}; it must be a torch.Tensor.")
         if tensor.dtype not in _FLOATING:
             raise TypeError(
                 f"{name} has dtype {tensor.dtype}; it must be float64, float32, float16 or bfloat16."
+            )
+    if cu_seqlens is not None:
+        if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
+            got = getattr(cu_seqlens, "dtype", type(cu_seqlens).__name__)
+            raise TypeError(f"cu_seqlens is {got}; it must be an int32 or int64 tensor.")
+        given["cu_seqlens"] = cu_seqlens
+    device = x.device
+    for name, tensor in given.items():
+        if tensor.device != device:
+            raise ValueError(
+                f"{name} is on {tensor.device}, but x is on {device}; move one of them."
             )
 
 
@@ -71,20 +68,6 @@ def check_one_dtype(
             raise TypeError(
                 f"{name} has dtype {tensor.dtype}, but x has {x.dtype}; cast one of them, or run "
                 "under torch.autocast."
-            )
-
-
-def _check_devices(given: dict[str, Tensor], cu_seqlens: Tensor | None) -> None:
-    if cu_seqlens is not None:
-        if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
-            got = getattr(cu_seqlens, "dtype", type(cu_seqlens).__name__)
-            raise TypeError(f"cu_seqlens is {got}; it must be an int32 or int64 tensor.")
-        given = given | {"cu_seqlens": cu_seqlens}
-    device = given["x"].device
-    for name, tensor in given.items():
-        if tensor.device != device:
-            raise ValueError(
-                f"{name} is on {tensor.device}, but x is on {device}; move one of them."
             )
 
 

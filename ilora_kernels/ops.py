@@ -62,8 +62,8 @@ def gated_lora(
             return _forward_in_shape(*arguments)[0]
         # What apply() adds before the C++ call is for others: a binding of every argument to its name.
         return super(torch.autograd.Function, _EagerGatedLoRA).apply(*arguments)
-    rows = x.reshape(-1, x.shape[-1])
-    base_rows = None if base is None else base.reshape(-1, base.shape[-1])
+    rows = x.flatten(0, -2)
+    base_rows = None if base is None else base.flatten(0, -2)
     y, _ = _GatedLoRA.apply(rows, weight, bias, base_rows, *arguments[4:])
     return y.reshape(*x.shape[:-1], lora_B.shape[0])
 
@@ -103,8 +103,8 @@ def _forward_in_shape(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     if x.ndim == 2:
         return _forward_impl(x, *arguments)
     weight, bias, base, *rest = arguments
-    base_rows = None if base is None else base.reshape(-1, base.shape[-1])
-    y, xa = _forward_impl(x.reshape(-1, x.shape[-1]), weight, bias, base_rows, *rest)
+    base_rows = None if base is None else base.flatten(0, -2)
+    y, xa = _forward_impl(x.flatten(0, -2), weight, bias, base_rows, *rest)
     # Not a view: autograd forbids to change a Function's view in place, and callers add to y.
     return _unsafe_view(y, (*x.shape[:-1], y.shape[1])), xa
 
@@ -133,8 +133,8 @@ class _EagerGatedLoRA(torch.autograd.Function):
         x, *others, seed = ctx.saved_tensors
         rows, grad_rows = x, grad_y
         if x.ndim != 2:
-            rows = x.reshape(-1, x.shape[-1])
-            grad_rows = grad_y.reshape(-1, grad_y.shape[-1])
+            rows = x.flatten(0, -2)
+            grad_rows = grad_y.reshape(len(rows), grad_y.shape[-1])  # flatten has no batching rule
         dx, dA, dB, dgate = _gradients(ctx, grad_rows, rows, *others, *ctx.scalars, seed)
         if dx is not None and x.ndim != 2:
             dx = dx.view(x.shape)

@@ -29,6 +29,8 @@ SIZES = {
     "widths of eight": {"d_in": 24, "d_out": 16, "rank": 8, "experts": 2},
     "no token": {"length": 0},
     "no instance": {"instances": 0},
+    "no feature": {"d_in": 0},
+    "no output": {"d_out": 0},
 }
 
 

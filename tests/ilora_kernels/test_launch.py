@@ -166,6 +166,7 @@ def test_a_kernel_without_descriptors_is_called_directly_too() -> None:
         pytest.param(CudaLauncher([None]), id="the matrix itself instead of a map"),
         pytest.param(CudaLauncher([META, META]), id="another number of descriptors"),
         pytest.param(CudaLauncher([META], lambda *_: None), id="no C function"),
+        pytest.param(CudaLauncher([]), id="nothing around the C function"),
     ],
 )
 def test_where_the_launcher_is_not_the_known_one_it_is_called_itself(launcher: Any) -> None:

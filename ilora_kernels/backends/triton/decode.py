@@ -208,10 +208,8 @@ def decode(
         (x, weight, lora_A, weight, lora_A, partial),
         (rows, columns, depth, x.stride(0), weight.stride(0), lora_A.stride(0)),
     )
-    gate_or_offsets, y_or_bias = (
-        gate if cu_seqlens is None else cu_seqlens,
-        y if bias is None else bias,
-    )
+    gate_or_offsets = gate if cu_seqlens is None else cu_seqlens
+    y_or_bias = y if bias is None else bias
     launch(
         plan.finish,
         plan.finish_grid,

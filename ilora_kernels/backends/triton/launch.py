@@ -14,6 +14,7 @@ import inspect
 import operator
 import types
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -92,42 +93,37 @@ def describable(matrix: Tensor) -> bool:
     )
 
 
+# For each of the first tensors the shapes of its blocks.
+Blocks = tuple[tuple[tuple[int, int], ...], ...]
+
+
 class _Compiled(NamedTuple):
     """A compiled kernel, ready to be launched again."""
 
     run: Callable[..., Any]
     head: tuple[Any, ...]  # what ``run`` takes between the stream and the kernel's own arguments
-    matrices: (
-        tuple[Layouts, ...] | None
-    )  # as what the first tensors are handed over; None: Triton's
+    # The layouts in which the first tensors are handed over; None: as Triton's descriptors.
+    matrices: tuple[Layouts, ...] | None
 
 
+@dataclass(eq=False)
 class Settings:
     """A kernel with its constants, and what was compiled of it; see :func:`settings`."""
 
-    def __init__(
-        self,
-        kernel: Any,
-        constants: dict[str, Any],
-        device: int,
-        num_warps: int,
-        num_stages: int,
-        blocks: Blocks,
-        overlap: bool,
-    ) -> None:
-        self.kernel = kernel
-        self.constants = constants
-        self.values = tuple(constants.values())
-        self.device = device
-        self.num_warps = num_warps
-        self.num_stages = num_stages
-        self.blocks = blocks
-        self.overlap = overlap
-        self.compiled: dict[tuple[Any, ...], _Compiled] = {}  # by dtypes and alignment
+    kernel: Any
+    constants: dict[str, Any]
+    device: int
+    num_warps: int
+    num_stages: int
+    blocks: Blocks
+    overlap: bool
+    values: tuple[Any, ...] = field(init=False)  # the constants'
+    compiled: dict[tuple[Any, ...], _Compiled] = field(default_factory=dict)  # by dtypes, alignment
+
+    def __post_init__(self) -> None:
+        self.values = tuple(self.constants.values())
 
 
-# For each of the first tensors the shapes of its blocks.
-Blocks = tuple[tuple[tuple[int, int], ...], ...]
 _settings: dict[tuple[Any, ...], Settings] = {}
 
 
@@ -235,7 +231,7 @@ def _prepared(compiled: Any, blocks: Blocks) -> _Compiled:
     if not known or launcher.global_scratch_size or launcher.profile_scratch_size:
         return ordinary
     entry, metas = launcher.launch, []
-    if blocks:
+    if blocks and isinstance(entry, types.FunctionType):
         captured = inspect.getclosurevars(entry).nonlocals
         entry, metas = captured.get("launcher"), captured.get("tensordesc_meta", [])
     # None among them: there the kernel takes no map, but the matrix itself.

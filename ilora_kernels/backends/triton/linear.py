@@ -250,14 +250,10 @@ def linear(
     masked = dropout is not None and backward
     device = current_device()
     config: LinearConfig = choose(_role(backward, masked), rows, rank, device)
-    sizes, programs, overlap = (
-        (rows, columns, depth, rank),
-        multiprocessors(device),
-        can_overlap(device),
-    )
     how, grid, numbers = _plan(
-        config, *sizes, programs, device, backward, masked, bias is not None, overlap
-    )
+        config, rows, columns, depth, rank, multiprocessors(device), device, backward, masked,
+        bias is not None, can_overlap(device),
+    )  # fmt: skip
     y_or_bias = y if bias is None else bias
     y_or_seed, threshold = (y, 0) if dropout is None else (dropout.seed, dropout.threshold)
     tensors = (x, weight, h, factor, y, y_or_bias, y_or_seed)
