@@ -31,6 +31,7 @@ from benchmarks.contest import Contest
 from benchmarks.problems import Problem, Problems
 from benchmarks.timing import MIB, Call
 from ilora_kernels.functional import gated_lora, gated_lora_linear, gated_lora_onto
+from ilora_kernels.graphs import capture
 
 COPIED_MIB = {"cuda": 512, "cpu": 8}  # so large that a copy runs at its full bandwidth
 
@@ -114,15 +115,7 @@ def in_mode(mode: str, function: Function, leaves: Sequence[Tensor], grad_y: Ten
 
 def replayed(call: Call) -> Call:
     """Capture the call in a CUDA graph; its outputs live as long as the graph."""
-    side_stream = torch.cuda.Stream()
-    side_stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side_stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side_stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = call()
+    graph, outputs = capture(call, warm_ups=3)
 
     def replay() -> object:
         graph.replay()

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, StaticCache
 
+from ilora_kernels.graphs import capture
+
 LENGTH_STEP = 128  # maximal lengths are multiples of it, so that similar prompts share a graph
 CHECK_EVERY = 8  # tokens between two looks at whether all rows have ended; a look waits for the GPU
 MOST_PLACES = 2**15  # of all caches kept, in tokens: 16 GiB of a Llama 2 7B in 16 bits
@@ -171,14 +173,7 @@ class GraphDecoder:
         self._column.fill_(self._length - 1)
         for layer in self._cache.layers:
             layer.cumulative_length.fill_(self._length - 1)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self._step()  # libraries make their workspaces, kernels are compiled
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._step()
+        graph, _ = capture(self._step)
         return graph
 
     def _told(self, max_new_tokens: int) -> Tensor:

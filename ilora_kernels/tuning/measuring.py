@@ -16,6 +16,7 @@ from triton import TritonError
 
 from ilora_kernels.backends.triton import configs
 from ilora_kernels.backends.triton.configs import Table
+from ilora_kernels.graphs import capture
 from ilora_kernels.tuning.passes import DTYPE, Pass
 
 # What the rounding of inputs and outputs costs: the floor of the tests' rule for errors.
@@ -41,7 +42,7 @@ def measure(passes: Sequence[Pass], tables: Sequence[Table], rounds: int) -> lis
     for number, table in enumerate(tables):
         try:
             with configs.using(table):
-                graphs = [capture(run) for run in passes]
+                graphs = [replayed(run) for run in passes]
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise  # no compiler's words on a candidate
         except (TritonError, RuntimeError) as error:
@@ -62,16 +63,9 @@ def measure(passes: Sequence[Pass], tables: Sequence[Table], rounds: int) -> lis
     return outcomes
 
 
-def capture(run: Pass) -> Captured:
-    """Run once, which compiles, then capture; the outputs hold what one replay wrote."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = run()
+def replayed(run: Pass) -> Captured:
+    """Capture a pass; the outputs hold what one replay wrote."""
+    graph, outputs = capture(run)
     graph.replay()
     return Captured(graph, outputs)
 

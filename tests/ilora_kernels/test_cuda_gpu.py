@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ilora_kernels import gated_lora, use_backend
+from ilora_kernels.graphs import capture
 
 from .problems import GATE_FORMS, assert_matches_float64, gradients
 from .test_triton_gpu import (
@@ -18,7 +19,6 @@ from .test_triton_gpu import (
     GRAPH_SIZES,
     LARGE,
     assert_graph_replays_with_new_gates_and_inputs,
-    captured,
     on_gpu,
 )
 
@@ -94,7 +94,7 @@ def test_layers_chained_in_a_graph_give_the_bits_of_layers_one_by_one(rows: int)
 
     expected = chain(apart=True)
     assert all(tensor.isfinite().all() for tensor in expected)
-    graph, outputs = captured(lambda: chain(apart=False))
+    graph, outputs = capture(lambda: chain(apart=False))
     for _ in range(50):
         graph.replay()
         for found in (outputs, chain(apart=False)):

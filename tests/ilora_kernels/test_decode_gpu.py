@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ilora_kernels import use_backend
+from ilora_kernels.graphs import capture
 
 from .problems import Problem, assert_at_most_twice_the_error, random_problem
 
@@ -63,9 +64,7 @@ def test_layers_that_start_early_in_a_graph_give_the_bits_of_layers_one_by_one(r
     expected = chain(apart=True)
     assert expected.isfinite().all()
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = chain(apart=False)
+    graph, captured = capture(lambda: chain(apart=False))
     for _ in range(100):
         graph.replay()
         assert torch.equal(captured, expected)
@@ -76,10 +75,7 @@ def test_a_replay_reads_the_gates_and_rows_that_stand_there_now() -> None:
     problem = served(16, 4096, 4096)
     gate, x = problem.gate.float(), problem.x.clone()
     static = replace(problem, gate=gate.clone(), x=x.clone())
-    static.run()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = static.run()
+    graph, y = capture(static.run)
     for _ in range(5):
         static.gate.copy_(torch.rand_like(gate))
         static.x.copy_(torch.randn_like(x))

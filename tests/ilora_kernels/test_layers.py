@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from ilora_kernels import FusedILoRALinear, InstanceGates
+from ilora_kernels.graphs import capture
 
 from .problems import GATE_FORMS, gradients, random_problem
 from .small_layers import D_IN, D_OUT, K, R, mixtures, oracle, random_layer
@@ -444,16 +445,8 @@ def test_a_cuda_graph_replays_with_what_its_gate_buffer_holds(device: torch.devi
         pytest.skip("CUDA graphs need a CUDA GPU")
     layer = random_layer().to(device)
     x, gate = torch.randn(4, 3, D_IN, device=device), mixtures(2).to(device)  # two beams each
-    graph = torch.cuda.CUDAGraph()
     with torch.no_grad(), layer.gates.set(gate):
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):
-                layer(x)
-        torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(graph):
-            y = layer(x)
+        graph, y = capture(lambda: layer(x))
     for _ in range(2):
         x.normal_()
         gate.copy_(mixtures(2))

@@ -12,6 +12,7 @@ from torch.library import opcheck
 from ilora_kernels import gated_lora, gated_lora_linear
 from ilora_kernels.backends import requested
 from ilora_kernels.dropout import draw_seed
+from ilora_kernels.graphs import capture
 
 from .problems import GATE_FORMS, TRAINABLE, Problem, random_problem
 
@@ -212,14 +213,9 @@ def test_dropout_under_compile_uses_one_mask_forward_and_backward(device: torch.
 def test_a_cuda_graph_replays_with_new_gates() -> None:
     p = random_problem("instance", device="cuda").to(torch.float32)
     static_gate = p.gate.clone()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        gated_lora_linear(p.x, p.weight, p.bias, p.lora_A, p.lora_B, static_gate)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = gated_lora_linear(p.x, p.weight, p.bias, p.lora_A, p.lora_B, static_gate)
+    graph, y = capture(
+        lambda: gated_lora_linear(p.x, p.weight, p.bias, p.lora_A, p.lora_B, static_gate)
+    )
     for _ in range(2):
         new_gate = torch.rand_like(static_gate)
         static_gate.copy_(new_gate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ilora_kernels import gated_lora, gated_lora_linear, use_backend
+from ilora_kernels.graphs import capture
 
 from .problems import (
     GATE_FORMS,
@@ -199,20 +200,6 @@ def test_overlapping_kernels_give_the_same_bits_every_time(
 # ---- CUDA graphs and streams
 
 
-def captured(run: Callable[[], list[Tensor]]) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
-    """Warm up beside the current stream, then capture; return the graph and its outputs."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = run()
-    return graph, outputs
-
-
 def assert_graph_replays_with_new_gates_and_inputs(gate_form: str, size: dict[str, int]) -> None:
     """Of forward and backward, to the bit, with the backend in use."""
     problem = on_gpu(gate_form, **LARGE | {"d_out": 2048} | size).leaves()
@@ -223,7 +210,7 @@ def assert_graph_replays_with_new_gates_and_inputs(gate_form: str, size: dict[st
         y = p.run()
         return [y.detach(), *torch.autograd.grad(y, [getattr(p, n) for n in TRAINABLE], direction)]
 
-    graph, outputs = captured(run)
+    graph, outputs = capture(run)
     for _ in range(3):
         with torch.no_grad():
             problem.x.normal_()
@@ -257,7 +244,7 @@ def test_every_replay_of_a_graph_draws_a_new_mask_for_forward_and_backward() -> 
         y = gated_lora(x, ones, ones[:, :8].T.contiguous(), gate, dropout_p=0.5)
         return [y.detach(), *torch.autograd.grad(y, x, torch.ones_like(y))]
 
-    graph, (y, dx) = captured(run)
+    graph, (y, dx) = capture(run)
     masks = []
     for _ in range(2):
         graph.replay()

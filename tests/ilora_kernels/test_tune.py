@@ -123,7 +123,7 @@ def uncaptured(monkeypatch: pytest.MonkeyPatch) -> None:
     def medians(graphs: Sequence[Any], rounds: int) -> list[float]:
         return [float(i + 1) for i in range(len(graphs))]
 
-    monkeypatch.setattr(measuring, "capture", lambda run: measuring.Captured(None, run()))  # type: ignore[arg-type]
+    monkeypatch.setattr(measuring, "replayed", lambda run: measuring.Captured(None, run()))  # type: ignore[arg-type]
     monkeypatch.setattr(measuring, "medians_us", medians)
 
 
@@ -337,6 +337,6 @@ def test_a_role_is_tuned_on_this_gpu(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 def test_a_replay_that_computes_longer_takes_longer() -> None:
     short, long = torch.randn(256, 256, device="cuda"), torch.randn(4096, 4096, device="cuda")
-    graphs = [measuring.capture(lambda x=x: [x @ x]).graph for x in (short, long)]  # type: ignore[misc]
+    graphs = [measuring.replayed(lambda x=x: [x @ x]).graph for x in (short, long)]  # type: ignore[misc]
     little, much = measuring.medians_us(graphs, 3)
     assert 0 < 10 * little < much
