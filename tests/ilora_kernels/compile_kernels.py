@@ -39,7 +39,7 @@ TARGETS = {
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 MATRIX_INSTRUCTIONS = ("HGMMA", "HMMA", "UTCHMMA")
 DECODED_ROWS = (16, 32, 64, 128)  # of a decoding step; the last of each bucket of padded rows
-ROWS, WIDTH, EXPERTS, INSTANCES = (2048, 4096, 16384), 4096, 4, 8
+ROWS, WIDTH, EXPERTS, INSTANCES = (1024, 2048, 4096, 16384), 4096, 4, 8
 
 
 @dataclass(frozen=True)

@@ -297,7 +297,8 @@ def _plan(
             "HAS_BIAS": has_bias,
             "MASKED": masked,
             "OVERLAP": overlap,
-            "FLATTEN": config.flatten and can_flatten(device),
+            # With one whole tile a program there is no next tile whose loads could run ahead.
+            "FLATTEN": config.flatten and whole > programs and can_flatten(device),
         },
         device,
         num_warps=config.num_warps,
