@@ -9,6 +9,7 @@ import importlib
 import json
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -435,6 +436,26 @@ def test_the_first_bucket_that_fits_counts(
     assert isinstance(configs.choose("linear", 100, 16, 0), configs.LinearConfig)
 
 
+def test_buckets_of_decoding_end_at_a_number_of_columns_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_tables: None
+) -> None:
+    def taken(block_n: int) -> configs.DecodeConfig:
+        return configs.DecodeConfig(block_n, 128, 1, 8, True, 4, 4)
+
+    buckets = [
+        {"max_rows": 64, "config": asdict(taken(16))},
+        {"max_columns": 8192, "config": asdict(taken(32))},
+        {"max_columns": 16384, "config": asdict(taken(64))},
+    ]
+    write_table(tmp_path / "mine.json", decode=buckets)
+    monkeypatch.setenv("ILORA_TUNED", str(tmp_path / "mine.json"))
+    expected = {(64, 8192): 16, (64, 99999): 16, (65, 8192): 32, (65, 8193): 64, (128, 16384): 64}
+    for (rows, columns), block_n in expected.items():
+        assert configs.choose("decode", rows, 16, 0, columns) == taken(block_n)
+    with pytest.raises(LookupError, match="'decode' takes 65 rows and rank 16 for 16385 columns"):
+        configs.choose("decode", 65, 16, 0, 16385)
+
+
 def test_a_shape_that_no_bucket_takes_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_tables: None
 ) -> None:
@@ -483,7 +504,8 @@ def test_a_shipped_file_takes_every_shape_in_every_role(
     for role in configs.ROLES:
         for rows in (1, 1024, 2048, 2049, 8192, 8193, 2**24):
             for rank in (1, 16, 32, 33, 64, 512):
-                assert configs.choose(role, rows, rank, 0)
+                for columns in (1, 2**24) if role == "decode" else (0,):
+                    assert configs.choose(role, rows, rank, 0, columns)
 
 
 @pytest.mark.parametrize(

@@ -74,9 +74,9 @@ def on_paper(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int, i
     """Passes that launch nothing, as on an H100; list what they choose block sizes for."""
     asked: list[tuple[str, int, int]] = []
 
-    def choose(role: str, rows: int, rank: int, device: int) -> Any:
+    def choose(role: str, rows: int, rank: int, device: int, columns: int = 0) -> Any:
         asked.append((role, rows, rank))
-        return configs.choose(role, rows, rank, device)
+        return configs.choose(role, rows, rank, device, columns)
 
     replaced: dict[str, Any] = {
         "choose": choose,

@@ -4,6 +4,9 @@ A configuration file is JSON: for each role, buckets in order, the first that fi
 
     {"shrink": [{"max_rows": 8192, "max_rank": 32, "config": {"block_t": 64, ...}}, ...], ...}
 
+Those of ``decode`` may also say ``max_columns``, the largest d_out: whether few large blocks or many
+small ones read a weight faster depends on how many rows it has for the multiprocessors to share.
+
 ``tuned/default.json`` serves every GPU without a file of its own. ``python -m ilora_kernels.tune``
 measures and writes one; the environment variable ``ILORA_TUNED`` names a file to use instead.
 """
@@ -84,12 +87,24 @@ Table = dict[str, list[dict[str, Any]]]
 
 
 @functools.lru_cache(maxsize=4096)
-def choose(role: str, rows: int, rank: int, device: int) -> Any:
-    """Return the configuration of a role for ``rows`` rows and total rank ``rank``."""
+def choose(role: str, rows: int, rank: int, device: int, columns: int = 0) -> Any:
+    """Return the configuration of a role for ``rows`` rows and total rank ``rank``.
+
+    Args:
+        columns: d_out, which only ``decode`` tells.
+
+    Raises:
+        LookupError: no bucket of the role takes them.
+    """
     for bucket in _table(device)[role]:
-        if rows <= bucket.get("max_rows", rows) and rank <= bucket.get("max_rank", rank):
+        if (
+            rows <= bucket.get("max_rows", rows)
+            and rank <= bucket.get("max_rank", rank)
+            and columns <= bucket.get("max_columns", columns)
+        ):
             return _kind(role)(**bucket["config"])
-    raise LookupError(f"No bucket of role {role!r} takes {rows} rows and rank {rank}.")
+    wide = f" for {columns} columns" if columns else ""
+    raise LookupError(f"No bucket of role {role!r} takes {rows} rows and rank {rank}{wide}.")
 
 
 def _kind(role: str) -> type[Any]:

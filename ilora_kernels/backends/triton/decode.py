@@ -195,7 +195,7 @@ def decode(
     (rows, depth), columns, rank = x.shape, y.shape[1], lora_A.shape[0]
     gate, cu_seqlens, rows_per_gate, scaling = gating
     device = current_device()
-    config: DecodeConfig = choose("decode", rows, rank, device)
+    config: DecodeConfig = choose("decode", rows, rank, device, columns)
     copied, overlap = config.copy_engine and has_copy_engine(device), can_overlap(device)
     plan = _plan(
         config, rows, columns, depth, rank, gate.shape[1], multiprocessors(device), device,
