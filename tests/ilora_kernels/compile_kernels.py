@@ -39,6 +39,7 @@ TARGETS = {
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 MATRIX_INSTRUCTIONS = ("HGMMA", "HMMA", "UTCHMMA")
 DECODED_ROWS = (16, 32, 64, 128)  # of a decoding step; the last of each bucket of padded rows
+DECODED_COLUMNS = (4096, 14336)  # of its y; one of each bucket
 ROWS, WIDTH, EXPERTS, INSTANCES = (1024, 2048, 4096, 16384), 4096, 4, 8
 
 
@@ -101,9 +102,10 @@ def passes(target: str, rank: int = 16) -> dict[tuple[str, int, float, bool], li
                     run(rows, rank, dropout_p)
                     found[pass_name, rows, dropout_p, fused] = list(noted)
     for rows in DECODED_ROWS if TARGETS[target].backend == "cuda" else ():
-        noted.clear()
-        run_forward(rows, rank, 0.0)
-        found["decode", rows, 0.0, False] = list(noted)
+        for columns in DECODED_COLUMNS:
+            noted.clear()
+            run_forward(rows, rank, 0.0, columns)
+            found[f"decode to {columns} columns", rows, 0.0, False] = list(noted)
     return found
 
 
@@ -137,9 +139,9 @@ def imitate(target: str) -> list[Launch]:
     return noted
 
 
-def run_forward(rows: int, rank: int, dropout_p: float) -> None:
+def run_forward(rows: int, rank: int, dropout_p: float, columns: int = WIDTH) -> None:
     backend.forward(
-        matrix(rows, WIDTH), matrix(WIDTH, WIDTH), None, None, *low_rank(rows, rank),
+        matrix(rows, WIDTH), matrix(columns, WIDTH), None, None, *low_rank(rows, rank, columns),
         dropout_p, seed(),
     )  # fmt: skip
 
@@ -161,9 +163,9 @@ def seed() -> Tensor:
     return torch.empty(1, dtype=torch.int64, device="meta")
 
 
-def low_rank(rows: int, rank: int) -> tuple[Any, ...]:
+def low_rank(rows: int, rank: int, columns: int = WIDTH) -> tuple[Any, ...]:
     gate = torch.empty(INSTANCES, EXPERTS, device="meta")
-    return matrix(rank, WIDTH), matrix(WIDTH, rank), gate, None, rows // INSTANCES, 1.0
+    return matrix(rank, WIDTH), matrix(columns, rank), gate, None, rows // INSTANCES, 1.0
 
 
 def resources(launch: Launch, name: str) -> dict[str, Any]:

@@ -128,6 +128,16 @@ def test_the_parts_of_d_in_fill_the_gpu_at_most_once() -> None:
         assert tiles * (splits + 1) > 2 * 132 or splits == max(1, -(-depth // 32) // 4)
 
 
+def test_blocks_are_large_only_where_small_ones_are_more_than_the_multiprocessors() -> None:
+    """By the shipped file, for an H100's 132 and the many rows that every block reads again."""
+    with configs.using(configs.load(configs.TUNED_FOLDER / "default.json")):
+        for columns in (8, 4096, 8192, 11008, 14336):
+            sizes = {configs.choose("decode", rows, 16, 0, columns).block_n for rows in (65, 128)}
+            assert sizes == {64 if -(-columns // 64) < 132 else 128}
+            for rows in (1, 16, 64):
+                assert configs.choose("decode", rows, 16, 0, columns).block_n == 64
+
+
 def test_rows_do_not_depend_on_their_neighbours(
     triton_device: torch.device, decoded: list[int]
 ) -> None:
