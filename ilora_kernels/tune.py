@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -43,37 +45,36 @@ def tune(
     """Return the best table found on the current GPU; roles not named keep the default's buckets."""
     table = configs.load(DEFAULT)
     began = time.perf_counter()
-    total = sum(len(problems.rows) * len(problems.ranks) for problems in map(grid, roles))
+    total = sum(math.prod(map(len, problems)) for problems in map(grid, roles))
     done = 0
     for role in roles:
         problems, buckets = grid(role), []
-        for rank in problems.ranks:
-            for rows in problems.rows:
-                config, outcome = best(table, role, rows, rank, rounds, report)
-                buckets.append(bucket(problems, rows, rank, asdict(config)))
-                done += 1
-                report(
-                    f"{done:3}/{total} {time.perf_counter() - began:4.0f} s  {role}, rows {rows}, "
-                    f"rank {rank}: {outcome} {config}"
-                )
+        for rank, columns, rows in product(problems.ranks, problems.columns, problems.rows):
+            config, outcome = best(table, role, rows, rank, columns, rounds, report)
+            buckets.append(bucket(problems, rows, rank, columns, asdict(config)))
+            done += 1
+            report(
+                f"{done:3}/{total} {time.perf_counter() - began:4.0f} s  "
+                f"{named(role, rows, rank, columns)}: {outcome} {config}"
+            )
         table[role] = merged(buckets)
     return table
 
 
 def best(
-    table: Table, role: str, rows: int, rank: int, rounds: int, report: Report
+    table: Table, role: str, rows: int, rank: int, columns: int, rounds: int, report: Report
 ) -> tuple[Any, str]:
     """Return the configuration for one problem, and in words what it takes."""
     with configs.using(table):
-        default = configs.choose(role, rows, rank, 0)
+        default = configs.choose(role, rows, rank, 0, columns)
     properties: Any = torch.cuda.get_device_properties()  # torch's stub lacks the attribute
     tried = candidates(role, rows, properties.shared_memory_per_multiprocessor, default)
     tables = [{**table, role: [{"config": asdict(config)}]} for config in tried]
-    outcomes = measure(passes(role, rows, rank), tables, rounds)
+    outcomes = measure(passes(role, rows, rank, columns), tables, rounds)
     torch.cuda.empty_cache()  # the graphs' memory, which nothing else takes
     for config, outcome in zip(tried, outcomes, strict=True):
         if isinstance(outcome, str):
-            report(f"Left out for {role}, rows {rows}, rank {rank}: {config}; {outcome}.")
+            report(f"Left out for {named(role, rows, rank, columns)}: {config}; {outcome}.")
     times = {i: outcome for i, outcome in enumerate(outcomes) if not isinstance(outcome, str)}
     if not times:
         return default, "not measured, kept"
@@ -83,22 +84,31 @@ def best(
     return tried[fastest], f"{times[fastest]:.1f} us instead of {times[0]:.1f},"
 
 
-def bucket(problems: Grid, rows: int, rank: int, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the bucket that ends at this problem; those of the last rows and rank do not end."""
+def named(role: str, rows: int, rank: int, columns: int) -> str:
+    """What a report calls a problem."""
+    return f"{role}, rows {rows}, rank {rank}" + (f", columns {columns}" if columns else "")
+
+
+def bucket(
+    problems: Grid, rows: int, rank: int, columns: int, config: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the bucket that ends at this problem; the last rows, rank and columns do not end."""
     found: dict[str, Any] = {}
     if rows < problems.rows[-1]:
         found["max_rows"] = rows
     if rank < problems.ranks[-1]:
         found["max_rank"] = rank
+    if columns < problems.columns[-1]:
+        found["max_columns"] = columns
     return {**found, "config": config}
 
 
 def merged(buckets: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Drop a bucket that the next one, which takes more rows of the same rank, repeats."""
+    """Drop a bucket that the next one, which differs in taking more rows alone, repeats."""
     kept: list[dict[str, Any]] = []
     for bucket in buckets:
-        same_rank = kept and kept[-1].get("max_rank") == bucket.get("max_rank")
-        if same_rank and kept[-1]["config"] == bucket["config"]:
+        alike = ("max_rank", "max_columns", "config")
+        if kept and all(kept[-1].get(key) == bucket.get(key) for key in alike):
             kept.pop()
         kept.append(bucket)
     return kept

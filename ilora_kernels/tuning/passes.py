@@ -1,7 +1,8 @@
 """The passes in which a role's kernels are measured, on random data in bfloat16.
 
 A kernel is never timed by itself: those of a pass run beside one another, and a block that is fast alone
-can leave its neighbour no room. Decoding is measured as it is served, through many layers.
+can leave its neighbour no room. Decoding is measured as it is served, through many layers, and through
+those of narrow weights apart from those of wide ones.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ WIDTH, INSTANCES, EXPERTS = 4096, 8, 4
 DROPOUT = 0.1
 LAYERS = 16  # of decoding; their weights are distinct, and together larger than any L2
 DECODE_SHAPES = ((4096, 4096), (11008, 4096), (4096, 11008), (14336, 4096))  # of Llama's weights
+NARROW = 8192  # d_out of a narrow weight, at most: an H100 holds all its blocks of 64 rows at once
 
 
 class Grid(NamedTuple):
@@ -29,19 +31,25 @@ class Grid(NamedTuple):
 
     rows: tuple[int, ...]
     ranks: tuple[int, ...]
+    columns: tuple[int, ...] = (0,)  # d_out of the weight; 0 where the role does not tell it
 
 
 def grid(role: str) -> Grid:
     """Return the problems of a role."""
     if role == "decode":  # the rank is a few rows beside those of W
-        return Grid(rows=(16, 32, 64, 128), ranks=(16,))
+        return Grid(rows=(16, 32, 64, 128), ranks=(16,), columns=(NARROW, 14336))
     return Grid(rows=(2048, 8192, 32768), ranks=(16, 32, 64))
 
 
-def passes(role: str, rows: int, rank: int) -> list[Pass]:
-    """Return what to measure for a role: one pass, or for ``decode`` one a shape of the weight."""
+def passes(role: str, rows: int, rank: int, columns: int = 0) -> list[Pass]:
+    """Return what to measure for a role: one pass, or for ``decode`` one a shape of the weight.
+
+    Those are the narrow ones of ``DECODE_SHAPES`` for ``columns`` up to ``NARROW``, else the others.
+    """
     if role == "decode":
-        return [decoding(rows, rank, *shape) for shape in DECODE_SHAPES]
+        narrow = columns <= NARROW
+        shapes = [shape for shape in DECODE_SHAPES if (shape[0] <= NARROW) == narrow]
+        return [decoding(rows, rank, *shape) for shape in shapes]
     if role in ("shrink alone", "delta"):
         return [alone(rows, rank)]
     backward = "backward" in role or "gradients" in role

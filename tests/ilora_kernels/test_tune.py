@@ -7,6 +7,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,10 +29,9 @@ from ilora_kernels.tuning.candidates import candidates
 
 H100_SHARED_BYTES = 228 * 1024  # of a multiprocessor
 PROBLEMS = [
-    pytest.param(role, rows, rank, id=f"{role}-{rows}-{rank}")
+    pytest.param(role, *problem, id=f"{role}-{'-'.join(map(str, problem))}")
     for role in configs.ROLES
-    for rows in passes.grid(role).rows
-    for rank in passes.grid(role).ranks
+    for problem in product(*passes.grid(role))
 ]
 Outcomes = list[float | str]
 
@@ -40,17 +40,19 @@ def default_table() -> configs.Table:
     return configs.load(tune.DEFAULT)
 
 
-def chosen(table: configs.Table, role: str, rows: int, rank: int) -> Any:
+def chosen(table: configs.Table, role: str, rows: int, rank: int, columns: int = 0) -> Any:
     with configs.using(table):
-        return configs.choose(role, rows, rank, 0)
+        return configs.choose(role, rows, rank, 0, columns)
 
 
 # ---- What is tried
 
 
-@pytest.mark.parametrize(("role", "rows", "rank"), PROBLEMS)
-def test_what_is_in_use_is_tried_first_and_nothing_twice(role: str, rows: int, rank: int) -> None:
-    default = chosen(default_table(), role, rows, rank)
+@pytest.mark.parametrize(("role", "rows", "rank", "columns"), PROBLEMS)
+def test_what_is_in_use_is_tried_first_and_nothing_twice(
+    role: str, rows: int, rank: int, columns: int
+) -> None:
+    default = chosen(default_table(), role, rows, rank, columns)
     tried = candidates(role, rows, H100_SHARED_BYTES, default)
     assert tried[0] == default
     assert len(tried) > 1
@@ -70,12 +72,12 @@ def test_blocks_of_decoding_leave_each_other_room(rows: int, shared_bytes: int) 
 
 
 @pytest.fixture
-def on_paper(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int, int]]]:
+def on_paper(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int, int, int]]]:
     """Passes that launch nothing, as on an H100; list what they choose block sizes for."""
-    asked: list[tuple[str, int, int]] = []
+    asked: list[tuple[str, int, int, int]] = []
 
     def choose(role: str, rows: int, rank: int, device: int, columns: int = 0) -> Any:
-        asked.append((role, rows, rank))
+        asked.append((role, rows, rank, columns))
         return configs.choose(role, rows, rank, device, columns)
 
     replaced: dict[str, Any] = {
@@ -103,14 +105,26 @@ def on_paper(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int, i
     configs.fusing_pays.cache_clear()  # what it found for 132 multiprocessors is no other test's
 
 
-@pytest.mark.parametrize(("role", "rows", "rank"), PROBLEMS)
+@pytest.mark.parametrize(("role", "rows", "rank", "columns"), PROBLEMS)
 def test_what_is_measured_for_a_role_chooses_its_block_sizes(
-    on_paper: list[tuple[str, int, int]], role: str, rows: int, rank: int
+    on_paper: list[tuple[str, int, int, int]], role: str, rows: int, rank: int, columns: int
 ) -> None:
-    for run in passes.passes(role, rows, rank):
+    for run in passes.passes(role, rows, rank, columns):
         on_paper.clear()
         run()
-        assert (role, rows, rank) in on_paper
+        assert (role, rows, rank) in {asked[:3] for asked in on_paper}
+
+
+def test_narrow_weights_are_measured_apart_from_wide_ones(
+    on_paper: list[tuple[str, int, int, int]],
+) -> None:
+    measured = []
+    for columns in passes.grid("decode").columns:
+        on_paper.clear()
+        for run in passes.passes("decode", 16, 16, columns):
+            run()
+        measured.append({d_out for *_, d_out in on_paper})
+    assert measured == [{4096}, {11008, 14336}]
 
 
 # ---- How candidates are compared
@@ -239,10 +253,30 @@ def test_where_nothing_is_faster_the_table_chooses_what_the_default_does(
 ) -> None:
     measured.append([1.0])
     default, found = default_table(), tune.tune(report=str)
-    for role, (row_ends, rank_ends) in ((role, passes.grid(role)) for role in configs.ROLES):
-        for rows in row_ends:
-            for rank in rank_ends:
-                assert chosen(default, role, rows, rank) == chosen(found, role, rows, rank)
+    for role in configs.ROLES:
+        for problem in product(*passes.grid(role)):
+            assert chosen(default, role, *problem) == chosen(found, role, *problem)
+
+
+def test_narrow_weights_and_wide_ones_have_buckets_of_their_own(
+    measured: list[Outcomes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def only_narrow_gain(role: str, rows: int, rank: int, columns: int) -> list[Any]:
+        measured.append([1.0, 0.5] if columns == passes.NARROW else [1.0])
+        return []
+
+    monkeypatch.setattr(tune, "passes", only_narrow_gain)
+    default, lines = default_table(), list[str]()
+    found = tune.tune(["decode"], report=lines.append)
+    assert lines[0].startswith("  1/8 ")
+    assert "  decode, rows 16, rank 16, columns 8192: 0.5 us instead of 1.0, " in lines[0]
+    for rows in (1, 64, 65, 128):
+        for columns in (8193, 2**20):
+            in_use = chosen(default, "decode", rows, 16, columns)
+            assert chosen(found, "decode", rows, 16, columns) == in_use
+        for columns in (1, 8192):
+            in_use = chosen(default, "decode", rows, 16, columns)
+            assert chosen(found, "decode", rows, 16, columns) != in_use
 
 
 def test_roles_that_are_not_named_keep_the_default(measured: list[Outcomes]) -> None:
@@ -253,10 +287,20 @@ def test_roles_that_are_not_named_keep_the_default(measured: list[Outcomes]) -> 
 
 def test_buckets_that_repeat_the_next_of_their_rank_are_merged() -> None:
     problems, (a, b) = passes.Grid((1, 2, 3), (16, 32)), ({"block_t": 16}, {"block_t": 32})
-    configurations = [(1, 16, a), (2, 16, a), (3, 16, b), (1, 32, b), (2, 32, b), (3, 32, b)]
-    assert tune.merged([tune.bucket(problems, *one) for one in configurations]) == [
+    found = [(1, 16, a), (2, 16, a), (3, 16, b), (1, 32, b), (2, 32, b), (3, 32, b)]
+    assert tune.merged([tune.bucket(problems, n, r, 0, config) for n, r, config in found]) == [
         {"max_rows": 2, "max_rank": 16, "config": a},
         {"max_rank": 16, "config": b},
+        {"config": b},
+    ]
+
+
+def test_buckets_of_narrow_weights_are_not_merged_into_those_of_wide_ones() -> None:
+    problems, (a, b) = passes.Grid((1, 2), (16,), (8, 9)), ({"block_n": 16}, {"block_n": 32})
+    found = [(1, 16, 8, a), (2, 16, 8, b), (1, 16, 9, b), (2, 16, 9, b)]
+    assert tune.merged([tune.bucket(problems, *one) for one in found]) == [
+        {"max_rows": 1, "max_columns": 8, "config": a},
+        {"max_columns": 8, "config": b},
         {"config": b},
     ]
 
