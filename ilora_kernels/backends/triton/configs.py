@@ -197,7 +197,10 @@ def tile_counts(rows: int, columns: int, height: int, width: int, programs: int)
 
 
 def decode_splits(columns: int, depth: int, config: DecodeConfig, programs: int) -> int:
-    """Into how many parts d_in is cut: all tiles, and that of A, fill the GPU at most once."""
+    """Into how many parts d_in is cut: the tiles, that of A among them, fill the GPU at most once.
+
+    One part where the whole tiles do already.
+    """
     tiles = math.ceil(columns / config.block_n) + 1
     steps = math.ceil(depth / config.block_k)
     return max(1, min(programs * config.blocks // tiles, steps // _LEAST_STEPS))

@@ -3,8 +3,8 @@
 With T tokens of up to 128, perhaps one a user, the product is bound by reading the weight, and a tile of
 ``linear`` would leave most multiprocessors idle. So d_in is cut into parts, and ``finish`` adds them in
 a fixed order. The rows of A are rows like those of W: a tile of either times x, cut into so many parts
-that all tiles together fill the GPU once. A is read once, and x once a tile. The second launch turns
-x Aᵀ into h and writes y.
+that all tiles together fill the GPU once; where whole tiles already do, d_in is not cut. A is read once,
+and x once a tile. The second launch turns x Aᵀ into h and writes y.
 
 How d_in is cut follows from the shape of W and the bucket alone, so that a row of y has the same bits in
 every batch of that bucket. Nothing is kept between calls: calls on several streams, and graphs, are
