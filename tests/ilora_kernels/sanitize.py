@@ -63,12 +63,16 @@ def run_cuda() -> None:
             stack.enter_context(cuda_on_cpu())
         stack.enter_context(use_backend("cuda"))
         forms, sizes = ("instance", "packed", "token_2d"), (WHOLE_UNITS, ODD)
-        cases = list(itertools.product(forms, sizes, (0.0, 0.3)))
-        for rank, dtype in ((16, torch.float16), (32, torch.bfloat16), (160, torch.bfloat16)):
-            for gate_form, size, dropout_p in cases:
-                problem = random_problem(gate_form, device=DEVICE, rank=rank, experts=4, **size)
-                assert_matches_float64(problem, dtype, dropout_p=dropout_p)
-                print(f"{gate_form}, rank {rank}, dropout {dropout_p}", flush=True)
+        cases = [(16, torch.float16, *case) for case in itertools.product(forms, sizes, (0.0, 0.3))]
+        cases += [  # each rank has templates of its own, with tensor cores and without
+            (rank, torch.bfloat16, "packed", size, dropout_p)
+            for rank in (32, 160)
+            for size, dropout_p in ((WHOLE_UNITS, 0.3), (ODD, 0.0))
+        ]
+        for rank, dtype, gate_form, size, dropout_p in cases:
+            problem = random_problem(gate_form, device=DEVICE, rank=rank, experts=4, **size)
+            assert_matches_float64(problem, dtype, dropout_p=dropout_p)
+            print(f"{gate_form}, rank {rank}, dropout {dropout_p}", flush=True)
         narrow = random_problem("instance", device=DEVICE, length=600, d_in=16, d_out=24)
         for dtype in (torch.float32, torch.bfloat16):
             assert_matches_float64(narrow, dtype, dropout_p=0.3)
