@@ -22,8 +22,10 @@ import os
 import sys
 import time
 from dataclasses import asdict
+from unittest.mock import patch
 
 import torch
+from torch import Tensor
 
 # memcheck then sees where each tensor ends, not only where the pool of all of them does.
 os.environ.setdefault("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
@@ -59,6 +61,8 @@ def main() -> None:
 
 def run_cuda() -> None:
     with contextlib.ExitStack() as stack:
+        stack.enter_context(patch.object(torch.nn.functional, "linear", plain_linear))
+        stack.enter_context(patch.object(Tensor, "__matmul__", plain_product))
         if DEVICE == "cpu":
             stack.enter_context(cuda_on_cpu())
         stack.enter_context(use_backend("cuda"))
@@ -76,6 +80,24 @@ def run_cuda() -> None:
         narrow = random_problem("instance", device=DEVICE, length=600, d_in=16, d_out=24)
         for dtype in (torch.float32, torch.bfloat16):
             assert_matches_float64(narrow, dtype, dropout_p=0.3)
+
+
+# initcheck does not see what the copy engine writes, as the library's products for Hopper do. Here they
+# are computed and stored in the ordinary way.
+library_product = Tensor.__matmul__
+
+
+def plain_product(a: Tensor, b: Tensor) -> Tensor:
+    """``a b`` for the matrices in 16 bits that the backend leaves to the library."""
+    if a.ndim != 2 or b.ndim != 2 or a.dtype.itemsize != 2:
+        return library_product(a, b)
+    return (a.float()[:, :, None] * b.float()).sum(1).to(a.dtype)
+
+
+def plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x Wᵀ + bias``."""
+    y = x @ weight.T
+    return y if bias is None else y + bias
 
 
 def run_triton() -> None:
