@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from benchmarks.cases import (
     ANSWER_TOKENS,
     DELTA,
     DELTA_ALONE,
     DROPOUT,
+    EAGER,
     FORWARD,
     LAYER,
     LINEAR,
@@ -135,20 +137,23 @@ def peer_means(lines: Sequence[Line]) -> dict[str, list[float | None]]:
 
 
 def floor(lines: Sequence[Line]) -> str | None:
-    """The fused layer's time over that of the vendor's product and the update onto it."""
+    """The fused layer's time over that of the two that it may never be slower than."""
     chosen = of_suite(lines, "peers")
-    deltas = {_key(line): line for line in chosen if line["backend"] == DELTA}
+    by_backend = group_by_backend(chosen)
     tables, used = [], []
-    for backend, mine in group_by_backend(chosen).items():
-        if backend in PEERS:
+    for backend, peer in product(by_backend, (DELTA, EAGER)):
+        if backend in PEERS or peer not in by_backend:
             continue
+        theirs = {_key(line): line for line in by_backend[peer]}
         rows = []
-        for place, at_place in group_by_place(mine).items():
-            pairs = [_pair(at_place, way, deltas) for way in PEER_WAYS]
-            rows.append([*place_cells(place), *(ratio_cell(_over(*pair)) for pair in pairs)])
-            used += [line for pair in pairs for line in pair if line is not None]
-        heads = [f"{backend} / {DELTA}", "T", *(way.title for way in PEER_WAYS)]
-        tables.append(markdown_table(heads, rows, text=1))
+        for place, at_place in group_by_place(by_backend[backend]).items():
+            pairs = [_pair(at_place, way, theirs) for way in PEER_WAYS]
+            ratios = [_over(*pair) for pair in pairs]
+            if any(ratios):
+                rows.append([*place_cells(place), *map(ratio_cell, ratios)])
+                used += [line for pair in pairs for line in pair if line is not None]
+        heads = [f"{backend} / {peer}", "T", *(way.title for way in PEER_WAYS)]
+        tables += [markdown_table(heads, rows, text=1)] if rows else []
     return block(tables, used) if used else None
 
 
@@ -347,8 +352,10 @@ def _key(line: Line) -> tuple[object, ...]:
 def _pair(
     lines: Sequence[Line], way: Column, others: Mapping[tuple[object, ...], Line]
 ) -> tuple[Line | None, Line | None]:
+    """A line and the other's at the same place; none of another run, with which it took no turns."""
     line = _only(lines, way)
-    return line, None if line is None else others.get(_key(line))
+    other = None if line is None else others.get(_key(line))
+    return line, other if line and other and other.run == line.run else None
 
 
 def _over(line: Line | None, other: Line | None) -> float | None:

@@ -16,7 +16,18 @@ from benchmarks import (
     bench_peers,
     bench_variants,
 )
-from benchmarks.cases import DELTA, LAYER, MODEL, ONTO, PEERS, PEFT, REFERENCE, Case, plan_for
+from benchmarks.cases import (
+    DELTA,
+    EAGER,
+    LAYER,
+    MODEL,
+    ONTO,
+    PEERS,
+    PEFT,
+    REFERENCE,
+    Case,
+    plan_for,
+)
 from benchmarks.report import main
 from benchmarks.results import geometric_mean, read_results
 from benchmarks.serving_tables import OUR_LOOP, SERVING_BLOCKS
@@ -157,6 +168,20 @@ def test_peers_are_averaged_over_what_all_of_them_ran(tmp_path: Path) -> None:
 def test_the_fused_layer_is_compared_with_the_vendors_product_and_a_delta(tmp_path: Path) -> None:
     text = block("floor", all_entries(), tmp_path)
     assert row_of(text, "14336×4096", "8192")[2:] == [f"{1.25 / 1.5:.3f}"] * 4
+
+
+def test_the_fused_layer_is_compared_with_what_took_turns_with_it(tmp_path: Path) -> None:
+    entries = [entry for entry in all_entries() if entry.suite == "peers"]
+    mine = [entry for entry in entries if entry.case.backend == "triton"]
+    files = [
+        write_results(tmp_path / "first.json", entries),
+        write_results(tmp_path / "later.json", mine, command="of another run"),
+    ]
+    together = BLOCKS["floor"](read_results(files[:1]))
+    assert together
+    assert rows(together)[-1][2:] == [f"{1.25 / 2:.3f}"] * 4
+    assert f"triton / {EAGER}" in together
+    assert BLOCKS["floor"](read_results(files)) is None
 
 
 def test_the_cost_to_the_cpu_has_a_row_a_contender_and_a_launch(tmp_path: Path) -> None:
