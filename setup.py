@@ -13,13 +13,20 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from setuptools import Extension, setup
+from setuptools import Extension, __version__, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
 
 HERE = Path(__file__).parent.resolve()
 MODES = ("auto", "on", "off")
+OLDEST_SETUPTOOLS = 77  # as in pyproject.toml, whose licence older ones do not understand
+
+if int(__version__.partition(".")[0]) < OLDEST_SETUPTOOLS:  # only without build isolation
+    sys.exit(
+        f"setuptools is {__version__}, too old to read pyproject.toml; "
+        f'run: pip install "setuptools>={OLDEST_SETUPTOOLS}"'
+    )
 
 
 def _native() -> ModuleType:

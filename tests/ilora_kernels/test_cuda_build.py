@@ -294,6 +294,19 @@ def test_another_word_than_auto_on_or_off_is_refused(tree: Path) -> None:
     assert "ILORA_CUDA is 'perhaps'" in output
 
 
+def test_a_setuptools_that_is_too_old_is_told_with_the_remedy(tree: Path) -> None:
+    """Python 3.11 brings one, and without build isolation nothing updates it."""
+    old = "import runpy, setuptools; setuptools.__version__ = '65.5.0'; runpy.run_path('setup.py')"
+    done = subprocess.run(
+        [sys.executable, "-c", old], cwd=tree, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("setuptools is 65.5.0, too old")
+    needed = re.search(r'"(setuptools>=\d+)"', (ROOT / "pyproject.toml").read_text())
+    assert needed
+    assert f'pip install "{needed[1]}"' in done.stderr
+
+
 # ---- The record
 
 
