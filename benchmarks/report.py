@@ -1,7 +1,8 @@
 """Stored results -> tables and pictures: `python -m benchmarks.report RESULTS.json --into FILE.md`.
 
 A block of tables goes between the lines ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` of the
-file; everything outside them stays as it is. Without ``--into`` all blocks are printed.
+file; everything outside them stays as it is. Without ``--into`` all blocks are printed, and
+pictures drawn only where ``--pictures`` says.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ PICTURES = {  # block -> file, caption, and who draws it
     "linear": ("ratios.png", "Time over the frozen layer's, against T", draw_ratios),
     "peers": ("peers.png", "Time over the frozen layer's, geometric means", draw_peers),
 }
-DEFAULT_PICTURES = Path("docs/performance")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("results", nargs="+", type=Path, help="JSON of --benchmark-json; later win")
     parser.add_argument("--into", type=Path, help="the Markdown file with the markers")
     parser.add_argument(
-        "--pictures", type=Path, help="folder of the PNGs; default: performance/ beside the file"
+        "--pictures",
+        type=Path,
+        help="folder of the PNGs; default: performance/ beside it",
     )
     options = parser.parse_args(arguments)
     try:
@@ -47,14 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def write_report(
     results: Sequence[Path], *, into: Path | None = None, pictures: Path | None = None
 ) -> None:
-    """Draw the pictures, and put the tables into ``into`` or print them.
+    """Draw the pictures, and put the tables into ``into``; without it print them, and draw only
+    where ``pictures`` says.
 
     Raises:
         InputError: the results cannot be read, or the file has no place for any of the blocks.
     """
     lines = read_results(results)
     beside = Path() if into is None else into.parent
-    folder = pictures or (DEFAULT_PICTURES if into is None else beside / "performance")
+    folder = pictures or (None if into is None else beside / "performance")
     blocks = _blocks(lines, folder, beside)
     if not blocks:
         raise InputError("the results hold no case; nothing to report")
@@ -74,13 +77,13 @@ def write_report(
         partial.write_text(after, encoding="utf-8")
 
 
-def _blocks(lines: Sequence[Line], folder: Path, beside: Path) -> dict[str, str]:
+def _blocks(lines: Sequence[Line], folder: Path | None, beside: Path) -> dict[str, str]:
     blocks = {}
     for name, make in (BLOCKS | SERVING_BLOCKS).items():
         block = make(lines)
         if block is None:
             continue
-        if name in PICTURES:
+        if folder and name in PICTURES:
             file, caption, draw = PICTURES[name]
             if draw(lines, folder / file):
                 link = Path(os.path.relpath(folder / file, beside)).as_posix()

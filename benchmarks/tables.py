@@ -172,7 +172,7 @@ def overhead(lines: Sequence[Line]) -> str | None:
         cells = [number_cell(_value(line, "cpu_us"), ".0f") for line in found]
         cells += [number_cell(_value(line, "device_us"), ".1f") for line in found]
         rows.append([backend, launch, *cells])
-    return block([markdown_table(heads, rows, text=2), *_slowest_first_call(lines)], chosen)
+    return block([markdown_table(heads, rows, text=2), *_slowest_first_call(chosen)], chosen)
 
 
 def model(lines: Sequence[Line]) -> str | None:
@@ -307,15 +307,14 @@ def _frozen_cells(lines: Sequence[Line]) -> list[str]:
 
 
 def _slowest_first_call(lines: Sequence[Line]) -> list[str]:
-    """A sentence on compiling, of all lines of the fused layer that were launched eagerly."""
+    """A sentence on compiling, of the fused layer's lines that were launched eagerly."""
     ours = [line for line in lines if line["backend"] not in PEERS and line["launch"] == "eager"]
-    linear = [line for line in ours if line["op"] not in (LAYER, MODEL)]
-    if not linear:
+    if not ours:
         return []
-    slowest = max(linear, key=lambda line: float(line["first_call_s"]))
+    slowest = max(ours, key=lambda line: float(line["first_call_s"]))
     d_out, d_in, tokens = slowest.place
     where = f"{d_out}×{d_in}, T = {tokens}, {slowest['mode']}"
-    return [f"The slowest first call of a process took {slowest['first_call_s']:.2f} s ({where})."]
+    return [f"The slowest of these first calls took {slowest['first_call_s']:.2f} s ({where})."]
 
 
 def _step_cells(us: float, ratio: float, mib: float | None, peak: float | None) -> list[str]:

@@ -112,15 +112,14 @@ def read_answers(folder: Path, name: str, measure: str = HIT) -> Answers:
         ) from None
     if measure == HIT:
         return Answers(name, rows, data, hits)
+    if measure not in (names := ranking_values([0])):
+        raise InputError(f"measure is {measure!r}; give one of {', '.join((HIT, *names))}")
     if not all("rank" in line for line in lines):
         raise InputError(
             f"measure: {measure} needs ranked candidates, which {folder} has not; give hit, or "
             "evaluate with --decode rank"
         )
-    values = ranking_values([line["rank"] for line in lines])
-    if measure not in values:
-        raise InputError(f"measure is {measure!r}; give one of {', '.join((HIT, *values))}")
-    return Answers(name, rows, data, values[measure])
+    return Answers(name, rows, data, ranking_values([line["rank"] for line in lines])[measure])
 
 
 def average(several: Sequence[Answers], name: str) -> Answers:

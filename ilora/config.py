@@ -27,7 +27,8 @@ class Settings(BaseModel):
 class AdapterSettings(Settings):
     """The low-rank experts. ``method: lora`` is the same thing with one expert and no gate.
 
-    ``method: none`` is the language model as it is: nothing is trained, and it reads titles alone.
+    ``method: none`` is the language model as it is: nothing is trained, and it reads titles alone, or
+    with placeholders where it knows them.
     """
 
     method: Literal["ilora", "lora", "none"] = "ilora"
@@ -129,13 +130,15 @@ def read_settings(file: Path | None, changes: dict[str, Any]) -> RunSettings:
         InputError: no such file, no YAML, an unknown key, or a value out of range.
     """
     tree = {} if file is None else _read_yaml(file)
-    for dotted, value in changes.items():
-        if value is not None:
-            _put(tree, dotted.split("."), value)
+    given = {dotted: value for dotted, value in changes.items() if value is not None}
+    for dotted, value in given.items():
+        _put(tree, dotted.split("."), value)
+    sources = [str(file)] if file else []
+    sources += ["the options"] if given or not file else []
     try:
         return RunSettings.model_validate(tree)
     except ValidationError as error:
-        raise InputError(_sentence(error, str(file or "the options"))) from None
+        raise InputError(_sentence(error, " and ".join(sources))) from None
 
 
 def write_settings(settings: BaseModel, file: Path) -> None:

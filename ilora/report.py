@@ -213,7 +213,9 @@ def _draw(
         file = f"gates-{number}.png" if len(gates) > 1 else "gates.png"
         whose = f"Gate of {name}" if name else "Who gets which experts"
         draw_gates(map_, out / file, title=whose)
-        pictures.append((file, f"{whose}: users by group, and the mean of each group"))
+        grouped = "users by group, and the mean of each group"
+        shown = "all users, and their mean" if map_.groups is None else grouped
+        pictures.append((file, f"{whose}: {shown}"))
     return pictures
 
 

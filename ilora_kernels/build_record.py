@@ -15,7 +15,7 @@ from typing import Any
 MODULE = "ilora_kernels._cuda"
 RECORD = Path(__file__).parent / "_cuda_build.json"
 NEEDED = {True: ("python", "date", "architectures", "nvcc", "source_hash"), False: ("reason",)}
-REMEDY = "Install again where nvcc is, with ILORA_CUDA=on pip install ."
+REMEDY = "Install again with nvcc in PATH: ILORA_CUDA=on pip install ."
 
 
 def read(path: Path = RECORD) -> dict[str, Any] | None:

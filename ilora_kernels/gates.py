@@ -82,7 +82,8 @@ class InstanceGates:
         if mixture is None:
             raise RuntimeError(
                 "No gates are set, so this layer does not know whose mixture of experts to apply; "
-                "call the model inside `with gates.set(gate):`, or the layer with gate=."
+                "call the model inside `with gates.set(gate):`, the layer with gate=, or a PEFT model "
+                "with gates=."
             )
         if not torch.compiler.is_compiling() and mixture.backward_pass != _backward_pass():
             raise RuntimeError(

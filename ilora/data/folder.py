@@ -280,7 +280,9 @@ def _require_free(path: Path, overwrite: bool) -> None:
     if not (path / MANIFEST_FILE).is_file():  # never remove what is not ours
         raise InputError(f"{path} exists and is not a data folder; choose another path")
     if not overwrite:
-        raise InputError(f"{path} is a data folder already; choose another path or overwrite it")
+        raise InputError(
+            f"{path} is a data folder already; choose another path, or give --overwrite"
+        )
 
 
 def _require_all_users(contents: Contents, **by_user: Sequence[object] | None) -> None:

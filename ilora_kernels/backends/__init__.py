@@ -6,7 +6,7 @@
     backward(grad_y, x, …, needs) -> (dx, dA, dB, dgate)
 
 Arguments and results are those of the operators in :mod:`ilora_kernels.ops`. To add a backend is
-to add its file; nothing above this package changes.
+to add its file and to name it in ``_PREFERENCE``; nothing above this package changes.
 """
 
 from __future__ import annotations

@@ -195,6 +195,7 @@ def test_the_table_names_the_evaluations_that_were_read(tmp_path: Path) -> None:
         ("{a} {b} --split val", "holds no evaluation val-free"),
         ("{a} {b} --measure mrr", "needs ranked candidates"),
         ("{r} {r} --decode rank --measure nonsense", "measure is 'nonsense'"),
+        ("{a} {b} --measure nonsense", "measure is 'nonsense'"),
         ("{a} {damaged}", "evaluate again"),
     ],
 )
