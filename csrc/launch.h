@@ -16,8 +16,8 @@ struct Place {
     bool can_chain;  // see kernels/chain.cuh; code for compute capability 9.0, after another kernel
 };
 
-// Tensor cores want 16-bit numbers and code for compute capability 8.0; every matrix at a multiple of 16 bytes, and
-// tall ones and factors with rows of whole units of 16 bytes. Without them any stride will do.
+// Tensor cores want code for compute capability 8.0; every matrix at a multiple of 16 bytes, and tall ones and
+// factors with rows of whole units of 16 bytes. Of float32 they see TF32. Without them any stride will do.
 cudaError_t shrink(const Shrink& problem, Dtype dtype, bool backward, bool tensor_cores,
                    const Place& place);
 cudaError_t expand(const Expand& problem, Dtype dtype, bool backward, bool tensor_cores,

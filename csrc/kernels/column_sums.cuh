@@ -36,63 +36,72 @@ __device__ inline bool is_dB(const ColumnSums& s, int width, int64_t& first_colu
 }
 
 constexpr int kSumsWarps = 8;
-constexpr int kSumsColumns = 64;  // of a block; its warps take turns at 16 rows
+constexpr int kSumsColumns = 64;  // of a block
+// A step of the tensor cores sums over so many rows, at which the warps take turns.
+template <typename T>
+constexpr int kSumsRows = 8 * kPerWord<T>;
+
+// Column g of tile j, so that lanes lie side by side in units of 16 bytes.
+template <typename T>
+__device__ int column_of(int g, int j) {
+    return j / kUnit<T> * 8 * kUnit<T> + g * kUnit<T> + j % kUnit<T>;
+}
 
 // Tensor cores: ranks are the rows of the products, columns their columns, and rows what is summed
-// over. Lane q has the rows 4q … 4q + 3; column g of tile j is column 8g + j; row g and row g + 8 of rank
-// tile k are the ranks 2g and 2g + 1.
+// over: lane q has four that follow each other, or two of float32. Row g and row g + 8 of rank tile k are
+// the ranks 2g and 2g + 1.
 template <typename T, int RANK_TILES>
 struct SumsTile {
     float total[RANK_TILES][8][4];
 
     __device__ void add_rows(const ColumnSums& s, const ColumnSum& one, int64_t first_row,
-                             int64_t last_row, int64_t column, int first_rank, int g, int q, bool masked,
-                             uint32_t key) {
+                             int64_t last_row, int64_t lane_column, int first_rank, int g, int q,
+                             bool masked, uint32_t key) {
+        constexpr int kRows = kSumsRows<T> / 4;  // of a lane
+        constexpr int kWords = 2 / kPerWord<T>;  // of two ranks
+        constexpr int kUnits = 8 / kUnit<T>;
         const T* const tall = static_cast<const T*>(one.tall);
         const T* const thin = static_cast<const T*>(one.thin);
-        uint4 x[4];
-        uint32_t c[RANK_TILES][4];
+        uint32_t x[kRows][4 * kUnits] = {};
+        uint32_t c[RANK_TILES][kRows][kWords] = {};
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int64_t row = first_row + 4 * q + i;
-            x[i] = make_uint4(0, 0, 0, 0);
-            if ((row < last_row) & (column < one.columns)) {
-                const T* const address = tall + row * one.tall_stride + column;
-                x[i] = load<uint4>(address);
+        for (int i = 0; i < kRows; ++i) {
+            const int64_t row = first_row + kRows * q + i;
+#pragma unroll
+            for (int unit = 0; unit < kUnits; ++unit) {
+                const int64_t column = lane_column + column_of<T>(0, unit * kUnit<T>);
+                if ((row < last_row) & (column < one.columns)) {
+                    load_words<4>(tall + row * one.tall_stride + column, x[i] + 4 * unit);
+                }
             }
 #pragma unroll
             for (int k = 0; k < RANK_TILES; ++k) {
                 const int rank = first_rank + 16 * k + 2 * g;
-                c[k][i] = 0;
                 if ((row < last_row) & (rank < s.padded_rank)) {
-                    const T* const address = thin + row * s.padded_rank + rank;
-                    c[k][i] = load<uint32_t>(address);
+                    load_words<kWords>(thin + row * s.padded_rank + rank, c[k][i]);
                 }
             }
         }
         if (masked) {
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const uint32_t key_of_row = row_key(key, first_row + 4 * q + i);
-                x[i] = drop(x[i], key_of_row, column, one.mask.threshold);
+            for (int i = 0; i < kRows; ++i) {
+                const uint32_t key_of_row = row_key(key, first_row + kRows * q + i);
+#pragma unroll
+                for (int unit = 0; unit < kUnits; ++unit) {
+                    const int64_t column = lane_column + column_of<T>(0, unit * kUnit<T>);
+                    drop<T>(x[i] + 4 * unit, key_of_row, column, one.mask.threshold);
+                }
             }
         }
-        const uint32_t rows[4][4] = {{x[0].x, x[0].y, x[0].z, x[0].w},
-                                     {x[1].x, x[1].y, x[1].z, x[1].w},
-                                     {x[2].x, x[2].y, x[2].z, x[2].w},
-                                     {x[3].x, x[3].y, x[3].z, x[3].w}};
         uint32_t a[RANK_TILES][4];
 #pragma unroll
         for (int k = 0; k < RANK_TILES; ++k) {
-            a[k][0] = pair_halves(c[k][0], c[k][1], 0);
-            a[k][1] = pair_halves(c[k][0], c[k][1], 1);
-            a[k][2] = pair_halves(c[k][2], c[k][3], 0);
-            a[k][3] = pair_halves(c[k][2], c[k][3], 1);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) a[k][i] = turned<T>(c[k], i / 2, i % 2);
         }
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
-            const uint32_t b0 = pair_halves(rows[0][j / 2], rows[1][j / 2], j % 2);
-            const uint32_t b1 = pair_halves(rows[2][j / 2], rows[3][j / 2], j % 2);
+            const uint32_t b0 = turned<T>(x, 0, j), b1 = turned<T>(x, 1, j);
 #pragma unroll
             for (int k = 0; k < RANK_TILES; ++k) mma<T>(total[k][j], a[k], b0, b1);
         }
@@ -112,12 +121,12 @@ __global__ void __launch_bounds__(32 * kSumsWarps, RANK_TILES == 4 ? 1 : 2)
     const int first_rank = blockIdx.z * 16 * RANK_TILES;
     const int64_t first_row = split_of_block() * s.rows_per_split;
     const int64_t last_row = min(first_row + s.rows_per_split, s.rows);
-    const int64_t column = first_column + 8 * g;
 
+    const int64_t lane_column = first_column + column_of<T>(g, 0);
     SumsTile<T, RANK_TILES> tile = {};
 #pragma unroll(RANK_TILES == 1 ? 2 : 1)
-    for (int64_t row = first_row + 16 * warp; row < last_row; row += 16 * kSumsWarps) {
-        tile.add_rows(s, one, row, last_row, column, first_rank, g, q, masked, key);
+    for (int64_t row = first_row + kSumsRows<T> * warp; row < last_row; row += kSumsRows<T> * kSumsWarps) {
+        tile.add_rows(s, one, row, last_row, lane_column, first_rank, g, q, masked, key);
     }
     // The sums of the warps, in order.
     __shared__ float sums[kSumsWarps][16][kSumsColumns + 1];
@@ -126,7 +135,7 @@ __global__ void __launch_bounds__(32 * kSumsWarps, RANK_TILES == 4 ? 1 : 2)
 #pragma unroll
         for (int i = 0; i < 32; ++i) {  // c[i % 4]: row g or g + 8, column 2q or 2q + 1 of tile i / 4
             const int rank = 2 * g + i % 4 / 2;
-            sums[warp][rank][8 * (2 * q + i % 2) + i / 4] = tile.total[k][i / 4][i % 4];
+            sums[warp][rank][column_of<T>(2 * q + i % 2, i / 4)] = tile.total[k][i / 4][i % 4];
         }
         __syncthreads();
         for (int i = threadIdx.x; i < 16 * kSumsColumns; i += 32 * kSumsWarps) {

@@ -14,46 +14,55 @@ constexpr int kExpandTiles = 2;                 // of 16 rows, for a warp
 constexpr int kExpandRows = 16 * kExpandTiles;  // of a block: its warps lie side by side
 constexpr int kExpandWarps = 4;
 constexpr int kExpandColumns = 32 * kExpandWarps;
+// Of a multiprocessor, or more: a lane's base is 64 bytes in 16 bits, and twice as many in float32.
+template <typename T>
+constexpr int kExpandBlocks = sizeof(T) == 4 ? 3 : 4;
 
-// A lane's share of 16 ranks of the factor, for 32 columns. Column g of tile j is column 4g + j of the
-// 32, and lane q has the ranks 4q … 4q + 3: then a lane's eight results of a row are neighbours.
+// Column g of tile j is this one + j. The results of lane q, columns 2q and 2q + 1 of four tiles, are then
+// units of 16 bytes, which lie side by side with those of the other lanes: one at column 8q, or of float32
+// two, at 4q and 16 + 4q.
+template <typename T>
+__device__ int column_of(int g) {
+    return kUnit<T> == 8 ? 4 * g : g % 2 * 16 + g / 2 * 4;
+}
+
+// A lane's share of 16 ranks of the factor, for 32 columns, into tiles of zeros: lane q has the ranks
+// 4q … 4q + 3.
 template <typename T, bool BACKWARD>
 __device__ void load_factor(const Expand& e, int64_t first_column, int first_rank, int g, int q,
-                            uint2 (&tiles)[4]) {
+                            uint32_t (&tiles)[4][4 / kPerWord<T>]) {
+    constexpr int kWords = 4 / kPerWord<T>;
     const T* const factor = static_cast<const T*>(e.factor);
     const int rank = first_rank + 4 * q;
-    const int64_t column = first_column + 4 * g;
+    const int64_t column = first_column + column_of<T>(g);
     // Below, & and not &&: a branch would keep loads waiting.
     if constexpr (!BACKWARD) {  // B [N, R]: four neighbours of each column's row
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            tiles[j] = make_uint2(0, 0);
-            if ((column + j < e.columns) & (rank < e.factor_ranks)) {
-                const T* const address = factor + (column + j) * e.factor_stride + rank;
-                tiles[j] = load<uint2>(address);
-            }
+            const T* const address = factor + (column + j) * e.factor_stride + rank;
+            const bool inside = (column + j < e.columns) & (rank < e.factor_ranks);
+            if (inside) load_words<kWords>(address, tiles[j]);
         }
     } else {  // A [R, N]: four neighbours in each of four rows, which are then turned
-        uint2 rows[4];
+        uint32_t rows[4][kWords] = {};
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            rows[i] = make_uint2(0, 0);
-            if ((column < e.columns) & (rank + i < e.factor_ranks)) {
-                const T* const address = factor + (rank + i) * e.factor_stride + column;
-                rows[i] = load<uint2>(address);
-            }
+            const T* const address = factor + (rank + i) * e.factor_stride + column;
+            const bool inside = (column < e.columns) & (rank + i < e.factor_ranks);
+            if (inside) load_words<kWords>(address, rows[i]);
         }
-        tiles[0] = make_uint2(pair_halves(rows[0].x, rows[1].x, 0), pair_halves(rows[2].x, rows[3].x, 0));
-        tiles[1] = make_uint2(pair_halves(rows[0].x, rows[1].x, 1), pair_halves(rows[2].x, rows[3].x, 1));
-        tiles[2] = make_uint2(pair_halves(rows[0].y, rows[1].y, 0), pair_halves(rows[2].y, rows[3].y, 0));
-        tiles[3] = make_uint2(pair_halves(rows[0].y, rows[1].y, 1), pair_halves(rows[2].y, rows[3].y, 1));
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+#pragma unroll
+            for (int i = 0; i < kWords; ++i) tiles[j][i] = turned<T>(rows, i, j);
+        }
     }
 }
 
 // Tensor cores. A warp has 32 rows of 32 columns: it loads the base first, so that those bytes, nearly
 // all there are, are on their way while the product is computed.
 template <typename T, bool BACKWARD, bool MASKED>
-__global__ void __launch_bounds__(32 * kExpandWarps, 4) expand_mma(const Expand e) {
+__global__ void __launch_bounds__(32 * kExpandWarps, kExpandBlocks<T>) expand_mma(const Expand e) {
     wait_for_earlier_kernels();
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const auto column_blocks = static_cast<unsigned int>((e.columns + kExpandColumns - 1) / kExpandColumns);
@@ -61,43 +70,49 @@ __global__ void __launch_bounds__(32 * kExpandWarps, 4) expand_mma(const Expand 
     const unsigned int block = gridDim.x - 1 - blockIdx.x;
     const int64_t first_column = static_cast<int64_t>(block % column_blocks) * kExpandColumns + 32 * warp;
     const int64_t first_row = static_cast<int64_t>(block / column_blocks) * kExpandRows + g;
-    const int64_t column = first_column + 8 * q;  // of this lane's eight results
+    const int64_t column = first_column + kUnit<T> * q;  // of this lane's eight results, in units
+    constexpr int kUnits = 8 / kUnit<T>;                 // the second 16 columns after the first
+    const auto is_column = [&](int unit) { return unit == 0 || column + 16 * unit < e.columns; };
     // Rows from first_row on; this lane has every eighth.
     const int rows = static_cast<int>(min(e.rows - first_row, static_cast<int64_t>(kExpandRows)));
     const int own_rows = column < e.columns ? rows : 0;
 
-    uint4 old[kExpandTiles][2];
+    uint32_t old[kExpandTiles][2][kUnits][4] = {};
     const T* base = static_cast<const T*>(e.base) + first_row * e.base_stride + column;
 #pragma unroll
     for (int tile = 0; tile < kExpandTiles; ++tile) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            old[tile][i] = make_uint4(0, 0, 0, 0);
-            if (e.base != nullptr && 16 * tile + 8 * i < own_rows) {
-                old[tile][i] = load<uint4>(base);
+#pragma unroll
+            for (int unit = 0; unit < kUnits; ++unit) {
+                const bool there = e.base != nullptr && 16 * tile + 8 * i < own_rows && is_column(unit);
+                if (there) load_words<4>(base + 16 * unit, old[tile][i][unit]);
             }
             base += 8 * e.base_stride;
         }
     }
 
-    float total[kExpandTiles][4][4] = {};  // [tile of rows][tile of columns][c]
+    constexpr int kWords = 4 / kPerWord<T>;  // of four ranks
+    float total[kExpandTiles][4][4] = {};    // [tile of rows][tile of columns][c]
 #pragma unroll 1
     for (int rank = 0; rank < e.padded_rank; rank += 16) {
-        uint2 factor[4];
+        uint32_t factor[4][kWords] = {};
         load_factor<T, BACKWARD>(e, first_column, rank, g, q, factor);
         const T* h = static_cast<const T*>(e.h) + first_row * e.padded_rank + rank + 4 * q;
 #pragma unroll
         for (int tile = 0; tile < kExpandTiles; ++tile) {
-            uint2 part[2];
+            uint32_t part[2][kWords] = {};
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                part[i] = make_uint2(0, 0);
-                if (16 * tile + 8 * i < rows) part[i] = load<uint2>(h);
+                if (16 * tile + 8 * i < rows) load_words<kWords>(h, part[i]);
                 h += 8 * e.padded_rank;
             }
-            const uint32_t a[4] = {part[0].x, part[1].x, part[0].y, part[1].y};
 #pragma unroll
-            for (int j = 0; j < 4; ++j) mma<T>(total[tile][j], a, factor[j].x, factor[j].y);
+            for (int word = 0; word < kWords; word += 2) {
+                const uint32_t a[4] = {part[0][word], part[1][word], part[0][word + 1], part[1][word + 1]};
+#pragma unroll
+                for (int j = 0; j < 4; ++j) mma<T>(total[tile][j], a, factor[j][word], factor[j][word + 1]);
+            }
         }
     }
 
@@ -109,22 +124,21 @@ __global__ void __launch_bounds__(32 * kExpandWarps, 4) expand_mma(const Expand 
         for (int i = 0; i < 2; ++i) {
             if (16 * tile + 8 * i >= own_rows) return;
             const uint32_t key_of_row = MASKED ? row_key(key, first_row + 16 * tile + 8 * i) : 0;
-            const uint4 before = old[tile][i];
-            const uint32_t pairs[4] = {before.x, before.y, before.z, before.w};
-            uint32_t after[4];
 #pragma unroll
-            for (int pair = 0; pair < 4; ++pair) {  // columns 2 pair and 2 pair + 1 of the eight
-                const int c = 2 * i + pair / 2, j = 2 * pair % 4;
-                float first = total[tile][j][c], second = total[tile][j + 1][c];
+            for (int unit = 0; unit < kUnits; ++unit) {
+                float terms[kUnit<T>];
+#pragma unroll
+                for (int k = 0; k < kUnit<T>; ++k) terms[k] = total[tile][k % 4][2 * i + unit + k / 4];
                 if (MASKED) {
-                    const uint32_t bits = pair_bits(key_of_row, (column >> 1) + pair);
-                    if ((bits & 0xFFFFu) < e.mask.threshold) first = 0.0f;
-                    if ((bits >> 16) < e.mask.threshold) second = 0.0f;
+#pragma unroll
+                    for (int k = 0; k < kUnit<T>; k += 2) {
+                        const uint32_t bits = pair_bits(key_of_row, (column + 16 * unit + k) >> 1);
+                        if ((bits & 0xFFFFu) < e.mask.threshold) terms[k] = 0.0f;
+                        if ((bits >> 16) < e.mask.threshold) terms[k + 1] = 0.0f;
+                    }
                 }
-                const float2 base_pair = unpack<T>(pairs[pair]);
-                after[pair] = pack<T>(base_pair.x + first, base_pair.y + second);
+                if (is_column(unit)) store(y + 16 * unit, plus<T>(old[tile][i][unit], terms));
             }
-            store(y, make_uint4(after[0], after[1], after[2], after[3]));
             y += 8 * e.columns;
         }
     }

@@ -43,14 +43,19 @@ __device__ inline uint32_t drop(uint32_t both, uint32_t bits, uint32_t threshold
     return both & __vcmpgeu2(bits, threshold * 0x10001u);
 }
 
-// Eight of them: `column` is a multiple of eight.
-__device__ inline uint4 drop(uint4 eight, uint32_t key_of_row, int64_t column, uint32_t threshold) {
+// 16 bytes of them, or of float32; `column` is the first one's, a multiple of how many they are.
+template <typename T>
+__device__ void drop(uint32_t* words, uint32_t key_of_row, int64_t column, uint32_t threshold) {
     const int64_t pair = column >> 1;
-    eight.x = drop(eight.x, pair_bits(key_of_row, pair), threshold);
-    eight.y = drop(eight.y, pair_bits(key_of_row, pair + 1), threshold);
-    eight.z = drop(eight.z, pair_bits(key_of_row, pair + 2), threshold);
-    eight.w = drop(eight.w, pair_bits(key_of_row, pair + 3), threshold);
-    return eight;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        if constexpr (sizeof(T) == 4) {
+            const uint32_t bits = pair_bits(key_of_row, pair + i / 2);
+            if ((i % 2 ? bits >> 16 : bits & 0xFFFFu) < threshold) words[i] = 0;
+        } else {
+            words[i] = drop(words[i], pair_bits(key_of_row, pair + i), threshold);
+        }
+    }
 }
 
 }  // namespace ilora

@@ -39,50 +39,40 @@ __device__ void store_shrunk(const Shrink& s, int64_t row, int rank, float produ
 template <int TILES>
 constexpr int kShrinkWarps = TILES == 8 ? 8 : 16;
 constexpr int kShrinkRows = 16;  // of a warp
-// Steps of 32 columns whose loads are under way together, as many as the registers hold.
+// Steps of 64 bytes of each row whose loads are under way together, as many as the registers hold.
 template <int TILES>
 constexpr int kShrinkSteps = TILES == 2 ? 4 : 2;
 
-// A lane's share of 32 terms (8 of the matrix's columns) of the factor, for 8 * TILES ranks. Column g of
-// tile j is rank TILES * g + j.
+// A lane's share of a step (16 bytes of the matrix's row) of the factor, for 8 * TILES ranks, into tiles of
+// zeros. Column g of tile j is rank TILES * g + j.
 template <typename T, int TILES, bool BACKWARD>
-__device__ void load_factor(const Shrink& s, int64_t column, int first_rank, uint4 (&tiles)[TILES]) {
+__device__ void load_factor(const Shrink& s, int64_t column, int first_rank, uint32_t (&tiles)[TILES][4]) {
     const T* const factor = static_cast<const T*>(s.factor);
     const int rank = first_rank + TILES * (static_cast<int>(threadIdx.x) % 32 / 4);
     const bool inside = column < s.width;  // below, & and not &&: a branch would keep loads waiting
-    if constexpr (!BACKWARD) {  // A [R, D]: eight neighbours of each rank's row
+    if constexpr (!BACKWARD) {  // A [R, D]: neighbours in each rank's row
 #pragma unroll
         for (int j = 0; j < TILES; ++j) {
-            tiles[j] = make_uint4(0, 0, 0, 0);
-            if (inside & (rank + j < s.rank)) {
-                const T* const address = factor + (rank + j) * s.factor_stride + column;
-                tiles[j] = load<uint4>(address);
-            }
+            const T* const address = factor + (rank + j) * s.factor_stride + column;
+            if (inside & (rank + j < s.rank)) load_words<4>(address, tiles[j]);
         }
-    } else {  // B [D, R]: TILES neighbours in each of eight rows, which are then turned
-        uint32_t rows[8][TILES / 2];
+    } else {  // B [D, R]: TILES neighbours in each row, and the rows are then turned
+        constexpr int kWords = TILES / kPerWord<T>;
+        constexpr int kAccess = kWords < 4 ? kWords : 4;
+        uint32_t rows[kUnit<T>][kWords] = {};
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            const T* const address = factor + (column + i) * s.factor_stride + rank;
-            const bool there = inside & (rank < s.factor_ranks);
-            if constexpr (TILES == 2) {
-                rows[i][0] = there ? load<uint32_t>(address) : 0;
-            } else if constexpr (TILES == 4) {
-                const uint2 two =
-                    there ? load<uint2>(address) : make_uint2(0, 0);
-                rows[i][0] = two.x, rows[i][1] = two.y;
-            } else {
-                const uint4 four =
-                    there ? load<uint4>(address) : make_uint4(0, 0, 0, 0);
-                rows[i][0] = four.x, rows[i][1] = four.y, rows[i][2] = four.z, rows[i][3] = four.w;
+        for (int i = 0; i < kUnit<T>; ++i) {
+#pragma unroll
+            for (int word = 0; word < kWords; word += kAccess) {
+                const int first = rank + kPerWord<T> * word;
+                const T* const address = factor + (column + i) * s.factor_stride + first;
+                if (inside & (first < s.factor_ranks)) load_words<kAccess>(address, rows[i] + word);
             }
         }
 #pragma unroll
         for (int j = 0; j < TILES; ++j) {
-            tiles[j].x = pair_halves(rows[0][j / 2], rows[1][j / 2], j % 2);
-            tiles[j].y = pair_halves(rows[2][j / 2], rows[3][j / 2], j % 2);
-            tiles[j].z = pair_halves(rows[4][j / 2], rows[5][j / 2], j % 2);
-            tiles[j].w = pair_halves(rows[6][j / 2], rows[7][j / 2], j % 2);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) tiles[j][i] = turned<T>(rows, i, j);
         }
     }
 }
@@ -113,38 +103,35 @@ __global__ void __launch_bounds__(32 * kShrinkWarps<TILES>, 1)
 
     float total[TILES][4] = {};
     constexpr int kSteps = kShrinkSteps<TILES>;
-    constexpr int kStride = 32 * kSteps;
+    constexpr int kStep = 4 * kUnit<T>;  // columns
+    constexpr int kStride = kStep * kSteps;
     for (int64_t start = column_warp * kStride; start < s.width; start += column_warps * kStride) {
-        uint4 x[kSteps][2];
+        uint32_t x[kSteps][2][4] = {};
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
-            const int64_t column = start + 32 * step + 8 * q;
+            const int64_t column = start + kStep * step + kUnit<T> * q;
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                x[step][i] = make_uint4(0, 0, 0, 0);
-                if ((row[i] < s.rows) & (column < s.width)) {
-                    const T* const address = matrix + row[i] * s.matrix_stride + column;
-                    x[step][i] = load<uint4>(address);
-                }
+                const T* const address = matrix + row[i] * s.matrix_stride + column;
+                if ((row[i] < s.rows) & (column < s.width)) load_words<4>(address, x[step][i]);
             }
         }
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
-            const int64_t column = start + 32 * step + 8 * q;
-            uint4 factor[TILES];
+            const int64_t column = start + kStep * step + kUnit<T> * q;
+            uint32_t factor[TILES][4] = {};
             load_factor<T, TILES, BACKWARD>(s, column, first_rank, factor);
+            uint32_t(&part)[2][4] = x[step];
             if (MASKED) {
 #pragma unroll
-                for (int i = 0; i < 2; ++i) {
-                    x[step][i] = drop(x[step][i], key[i], column, s.mask.threshold);
-                }
+                for (int i = 0; i < 2; ++i) drop<T>(part[i], key[i], column, s.mask.threshold);
             }
-            const uint32_t low[4] = {x[step][0].x, x[step][1].x, x[step][0].y, x[step][1].y};
-            const uint32_t high[4] = {x[step][0].z, x[step][1].z, x[step][0].w, x[step][1].w};
+            const uint32_t low[4] = {part[0][0], part[1][0], part[0][1], part[1][1]};
+            const uint32_t high[4] = {part[0][2], part[1][2], part[0][3], part[1][3]};
 #pragma unroll
             for (int j = 0; j < TILES; ++j) {
-                mma<T>(total[j], low, factor[j].x, factor[j].y);
-                mma<T>(total[j], high, factor[j].z, factor[j].w);
+                mma<T>(total[j], low, factor[j][0], factor[j][1]);
+                mma<T>(total[j], high, factor[j][2], factor[j][3]);
             }
         }
     }

@@ -1,5 +1,5 @@
-// A tile of a product by plain multiply-adds: float32, and 16-bit matrices whose rows do not come in
-// whole units of 16 bytes.
+// A tile of a product by plain multiply-adds: float32 that is not to be rounded to TF32, and matrices whose
+// rows do not come in whole units of 16 bytes.
 #pragma once
 
 #include <cstdint>

@@ -29,14 +29,17 @@ cudaError_t plain(const ColumnSums& s, const Place& place) {
     return start(column_sums_fma<T>, blocks_for(s, kTileM, kTileN), kTileThreads, place, s);
 }
 
+template <typename T>
+cudaError_t of_type(const ColumnSums& s, const Place& place, bool tensor_cores) {
+    return tensor_cores ? of_rank<T>(s, place) : plain<T>(s, place);
+}
+
 }  // namespace
 
 cudaError_t column_sums(const ColumnSums& s, Dtype dtype, bool tensor_cores, const Place& place) {
-    if (dtype == Dtype::float32) return plain<float>(s, place);
-    if (dtype == Dtype::float16) {
-        return tensor_cores ? of_rank<__half>(s, place) : plain<__half>(s, place);
-    }
-    return tensor_cores ? of_rank<__nv_bfloat16>(s, place) : plain<__nv_bfloat16>(s, place);
+    if (dtype == Dtype::float32) return of_type<float>(s, place, tensor_cores);
+    if (dtype == Dtype::float16) return of_type<__half>(s, place, tensor_cores);
+    return of_type<__nv_bfloat16>(s, place, tensor_cores);
 }
 
 }  // namespace ilora

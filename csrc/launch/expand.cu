@@ -21,16 +21,17 @@ cudaError_t plain(const Expand& e, bool backward, const Place& place) {
     return start(kernel, blocks_of(blocks), kTileThreads, place, e);
 }
 
+template <typename T>
+cudaError_t of_type(const Expand& e, bool backward, const Place& place, bool tensor_cores) {
+    return tensor_cores ? with_tensor_cores<T>(e, backward, place) : plain<T>(e, backward, place);
+}
+
 }  // namespace
 
 cudaError_t expand(const Expand& e, Dtype dtype, bool backward, bool tensor_cores, const Place& place) {
-    if (dtype == Dtype::float32) return plain<float>(e, backward, place);
-    if (dtype == Dtype::float16) {
-        return tensor_cores ? with_tensor_cores<__half>(e, backward, place)
-                            : plain<__half>(e, backward, place);
-    }
-    return tensor_cores ? with_tensor_cores<__nv_bfloat16>(e, backward, place)
-                        : plain<__nv_bfloat16>(e, backward, place);
+    if (dtype == Dtype::float32) return of_type<float>(e, backward, place, tensor_cores);
+    if (dtype == Dtype::float16) return of_type<__half>(e, backward, place, tensor_cores);
+    return of_type<__nv_bfloat16>(e, backward, place, tensor_cores);
 }
 
 }  // namespace ilora

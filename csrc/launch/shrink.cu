@@ -37,19 +37,20 @@ cudaError_t plain(const Shrink& s, bool backward, const Place& place) {
     return start(backward ? shrink_fma<T, true> : shrink_fma<T, false>, blocks, kTileThreads, place, s);
 }
 
+template <typename T>
+cudaError_t of_type(const Shrink& s, bool backward, const Place& place, bool tensor_cores) {
+    return tensor_cores ? of_rank<T>(s, backward, place) : plain<T>(s, backward, place);
+}
+
 }  // namespace
 
 cudaError_t shrink(const Shrink& s, Dtype dtype, bool backward, bool tensor_cores,
                    const Place& given) {
     // Anything may have come before, also what is no kernel: a graph allows no chain there.
     const Place place = {given.stream, given.multiprocessors, false};
-    if (dtype == Dtype::float32) return plain<float>(s, backward, place);
-    if (dtype == Dtype::float16) {
-        return tensor_cores ? of_rank<__half>(s, backward, place)
-                            : plain<__half>(s, backward, place);
-    }
-    return tensor_cores ? of_rank<__nv_bfloat16>(s, backward, place)
-                        : plain<__nv_bfloat16>(s, backward, place);
+    if (dtype == Dtype::float32) return of_type<float>(s, backward, place, tensor_cores);
+    if (dtype == Dtype::float16) return of_type<__half>(s, backward, place, tensor_cores);
+    return of_type<__nv_bfloat16>(s, backward, place, tensor_cores);
 }
 
 cudaError_t compiled_for(int* capability) {

@@ -93,11 +93,14 @@ def _check_machine_code(objects: Path, arch: str) -> None:
     """Tensor cores; whole loads and stores of 16 bytes; no register in memory."""
     for name in ("shrink", "expand", "column_sums"):
         functions = _machine_code(objects / f"{name}.o", arch)
-        assert sum(f"{name}_mma" in function.partition("\n")[0] for function in functions) >= 6
-        for function in functions:
+        symbols = [function.partition("\n")[0] for function in functions]
+        assert sum(f"{name}_mma" in symbol for symbol in symbols) >= 9
+        assert sum(f"{name}_mmaIf" in symbol for symbol in symbols) >= 3  # of float
+        for symbol, function in zip(symbols, functions, strict=True):
             assert not re.search(r" (LDL|STL)[. ]", function)
-            if f"{name}_mma" in function.partition("\n")[0]:
-                assert "HMMA.16816.F32" in function
+            if f"{name}_mma" in symbol:
+                step = "HMMA.1688.F32.TF32" if f"{name}_mmaIf" in symbol else "HMMA.16816.F32"
+                assert step in function
                 assert "LDG.E.128" in function
                 assert ("STG.E.128" in function) == (name == "expand")
                 # What an expansion stores, it stores in units of 16 bytes.

@@ -29,5 +29,8 @@ inline float2 __bfloat1622float2(__nv_bfloat162 both) {
 }
 
 namespace on_cpu {
-inline float bf16_bits_to_float(uint32_t bits) { return __bfloat162float({static_cast<uint16_t>(bits)}); }
+struct bf16 {
+    static constexpr int kPerWord = 2;
+    static float number(uint32_t word, int i) { return __bfloat162float({static_cast<uint16_t>(word >> 16 * i)}); }
+};
 }  // namespace on_cpu

@@ -23,5 +23,8 @@ inline __half2 __floats2half2_rn(float x, float y) { return {__float2half_rn(x),
 inline float2 __half22float2(__half2 both) { return {__half2float(both.x), __half2float(both.y)}; }
 
 namespace on_cpu {
-inline float half_bits_to_float(uint32_t bits) { return __half2float({static_cast<uint16_t>(bits)}); }
+struct half {
+    static constexpr int kPerWord = 2;
+    static float number(uint32_t word, int i) { return __half2float({static_cast<uint16_t>(word >> 16 * i)}); }
+};
 }  // namespace on_cpu

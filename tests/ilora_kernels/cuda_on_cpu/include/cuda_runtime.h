@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -130,9 +131,28 @@ inline void run_block(int threads, bool backwards) {
     }
 }
 
+// Nothing but 10 bits of the fraction: the tensor cores ignore the others, whoever rounded or did not.
+struct tf32 {
+    static constexpr int kPerWord = 1;
+    static float number(uint32_t word, int) {
+        word &= ~0x1FFFu;
+        float number;
+        std::memcpy(&number, &word, 4);
+        return number;
+    }
+};
+
+// cvt.rna.tf32.f32: to the nearest, of two to the one that is larger in magnitude.
+inline uint32_t to_tf32(uint32_t bits) {
+    const bool finite = (bits & 0x7F800000u) != 0x7F800000u;
+    return finite ? (bits + 0x1000u) & ~0x1FFFu : bits;
+}
+
 // c += a b, by the last of the 32 lanes that comes; csrc/kernels/mma.cuh says who holds what.
-template <typename ToFloat>
-void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, ToFloat to_float) {
+template <typename Numbers>
+void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Numbers) {
+    constexpr int kPerWord = Numbers::kPerWord;
+    constexpr int kTerms = 8 * kPerWord;
     const int warp = block.current / 32, lane = block.current % 32;
     Step& step = block.steps[warp];
     step.c[lane] = c;
@@ -140,21 +160,21 @@ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, ToFloa
     step.b[lane][0] = b0;
     step.b[lane][1] = b1;
     if (++step.arrived < 32) return wait(true);
-    const auto half = [&](uint32_t pair, int odd) { return to_float(odd ? pair >> 16 : pair & 0xFFFF); };
-    float left[16][16], right[16][8];
+    float left[16][kTerms], right[kTerms][8];
     for (int i = 0; i < 32; ++i) {
         const int g = i / 4, q = i % 4;
         for (int r = 0; r < 4; ++r) {
-            for (int odd = 0; odd < 2; ++odd) {
-                left[g + 8 * (r % 2)][2 * q + 8 * (r / 2) + odd] = half(step.a[i][r], odd);
-                if (r < 2) right[2 * q + 8 * r + odd][g] = half(step.b[i][r], odd);
+            for (int n = 0; n < kPerWord; ++n) {
+                const int term = kPerWord * q + n;
+                left[g + 8 * (r % 2)][term + kTerms / 2 * (r / 2)] = Numbers::number(step.a[i][r], n);
+                if (r < 2) right[term + kTerms / 2 * r][g] = Numbers::number(step.b[i][r], n);
             }
         }
     }
     for (int i = 0; i < 32; ++i) {
         for (int r = 0; r < 4; ++r) {
             double sum = step.c[i][r];
-            for (int k = 0; k < 16; ++k) {
+            for (int k = 0; k < kTerms; ++k) {
                 sum += static_cast<double>(left[i / 4 + 8 * (r / 2)][k]) * right[k][2 * (i % 4) + r % 2];
             }
             step.c[i][r] = static_cast<float>(sum);
