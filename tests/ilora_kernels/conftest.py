@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor
 
 if not torch.cuda.is_available():  # before triton is imported: kernels then run on the CPU
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -40,6 +42,21 @@ def triton_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 def cuda_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """Where the CUDA backend runs: its kernels compiled for a CPU, or for a GPU."""
     yield from _in_place(*request.param)
+
+
+@pytest.fixture
+def paths(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Which kernels were chosen, tensor cores or not, in the order of their launches."""
+    chosen: list[bool] = []
+    launch = importlib.import_module("ilora_kernels.backends.cuda.launch")
+    original = launch._for_tensor_cores
+
+    def noted(*matrices: Tensor) -> bool:
+        chosen.append(original(*matrices))
+        return chosen[-1]
+
+    monkeypatch.setattr(launch, "_for_tensor_cores", noted)
+    return chosen
 
 
 def _in_place(device_type: str, backend: str) -> Iterator[torch.device]:

@@ -25,20 +25,6 @@ ODD = {"instances": 3, "length": 25, "d_in": 67, "d_out": 77, "experts": 4}
 HALVES = (torch.float16, torch.bfloat16)
 
 
-@pytest.fixture
-def paths(cuda_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Which kernels were chosen, tensor cores or not, in the order of their launches."""
-    chosen: list[bool] = []
-    original = launch._for_tensor_cores
-
-    def noted(*matrices: Tensor) -> bool:
-        chosen.append(original(*matrices))
-        return chosen[-1]
-
-    monkeypatch.setattr(launch, "_for_tensor_cores", noted)
-    return chosen
-
-
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
 @pytest.mark.parametrize("gate_form", GATE_FORMS)

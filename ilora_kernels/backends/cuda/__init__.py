@@ -5,8 +5,12 @@
                                      └──▶ expand: dX = dY W, then += mask ⊙ (u A) in place
 
 The kernels are in ``csrc/``, one file each, and know addresses, sizes and a stream; everything that they
-write is allocated here. 16-bit matrices whose rows are whole units of 16 bytes go to the tensor cores;
-all others, and float32, to plain multiply-adds.
+write is allocated here. Matrices whose rows are whole units of 16 bytes go to the tensor cores, all
+others to plain multiply-adds. So does all float32, unless torch allows TF32 for products of matrices
+(``torch.set_float32_matmul_precision("high")``, or ``"tf32"`` as
+``torch.backends.cuda.matmul.fp32_precision``): then tensor cores take it as they take 16 bits, each
+product's inputs rounded to TF32. The setting is read at every launch: a backward pass follows the one of
+its own time.
 """
 
 from __future__ import annotations

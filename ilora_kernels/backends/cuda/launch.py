@@ -221,22 +221,29 @@ def rows_of(matrix: Tensor) -> Tensor:
 
 def _in_units(matrix: Tensor) -> bool:
     """Whether the rows are whole units of 16 bytes, each at a multiple of 16 bytes."""
-    columns, stride = matrix.shape[1], matrix.stride(0)
-    return columns % 8 == 0 and stride % 8 == 0 and matrix.data_ptr() % 16 == 0
+    columns, stride, unit = matrix.shape[1], matrix.stride(0), 16 // matrix.dtype.itemsize
+    return columns % unit == 0 and stride % unit == 0 and matrix.data_ptr() % 16 == 0
+
+
+def _may_round(dtype: torch.dtype) -> bool:
+    """Whether tensor cores may see the numbers: of float32 they see TF32, which torch allows or not."""
+    # The one name of the setting that answers whichever of its names it was set by, and never warns.
+    return dtype != torch.float32 or torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def _for_tensor_cores(*matrices: Tensor) -> bool:
     first = matrices[0]
-    if first.dtype == torch.float32 or _compiled_for(first.get_device()) < 80:
+    if not _may_round(first.dtype) or _compiled_for(first.get_device()) < 80:
         return False
     return all(_in_units(matrix) for matrix in matrices)
 
 
 def factor_of(matrix: Tensor) -> Tensor:
-    """A thin factor, in 16-bit dtypes with rows in whole units of 16 bytes: zeros fill them."""
+    """A thin factor; where tensor cores may take it, zeros fill its rows to whole units of 16 bytes."""
     matrix = rows_of(matrix)
-    if matrix.dtype == torch.float32 or _in_units(matrix):
+    if not _may_round(matrix.dtype) or _in_units(matrix):
         return matrix
-    padded = matrix.new_zeros((matrix.shape[0], -(-matrix.shape[1] // 8) * 8))
+    unit = 16 // matrix.dtype.itemsize
+    padded = matrix.new_zeros((matrix.shape[0], -(-matrix.shape[1] // unit) * unit))
     padded[:, : matrix.shape[1]] = matrix
     return padded
