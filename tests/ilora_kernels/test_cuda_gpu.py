@@ -46,9 +46,10 @@ def test_large_layers_match_float64(gate_form: str, dropout_p: float) -> None:
     assert_matches_float64(on_gpu(gate_form, **LARGE), torch.bfloat16, dropout_p=dropout_p)
 
 
-# 16 ranks an expert, so that the formula's products are wide enough for the library's tensor cores.
+# 16 ranks an expert, so that the formula's products are wide enough for the library's tensor cores. Not
+# the one gate for all: its gradient has four elements, and luck could make the formula's nearly exact.
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
-@pytest.mark.parametrize("gate_form", GATE_FORMS)
+@pytest.mark.parametrize("gate_form", GATE_FORMS[1:])
 def test_large_layers_of_float32_where_tf32_is_allowed_match_float64(
     paths: list[bool], gate_form: str, dropout_p: float
 ) -> None:

@@ -6,7 +6,6 @@ import importlib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -15,21 +14,12 @@ from torch import Tensor
 from ilora_kernels import gated_lora, use_backend
 from ilora_kernels.dropout import draw_seed, keep_mask
 
-from .problems import GATE_FORMS, Problem, assert_matches_float64, gradients, random_problem
+from .problems import GATE_FORMS, Problem, gradients, random_problem
 from .test_cuda import ODD, UNITS
-from .tf32 import formula_in_tf32, tf32_allowed
+from .tf32 import assert_errs_as_tf32_does, tf32_allowed
 
 launch = importlib.import_module("ilora_kernels.backends.cuda.launch")
 FOURS = UNITS | {"d_in": 140, "d_out": 268}  # whole units of 16 bytes in float32 alone
-
-
-def assert_errs_as_tf32_does(problem: Problem, **options: Any) -> None:
-    """The rule for errors, with the error of the formula whose low-rank products are in TF32.
-
-    Nothing else is conceded: the floor stays that of float32. Cutting off instead of rounding breaks it.
-    """
-    with tf32_allowed():
-        assert_matches_float64(problem, torch.float32, formula=formula_in_tf32, **options)
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
