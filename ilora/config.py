@@ -133,12 +133,12 @@ def read_settings(file: Path | None, changes: dict[str, Any]) -> RunSettings:
     given = {dotted: value for dotted, value in changes.items() if value is not None}
     for dotted, value in given.items():
         _put(tree, dotted.split("."), value)
-    sources = [str(file)] if file else []
-    sources += ["the options"] if given or not file else []
+    source = str(file or "the options")
+    source += " with the options" if file and given else ""
     try:
         return RunSettings.model_validate(tree)
     except ValidationError as error:
-        raise InputError(_sentence(error, " and ".join(sources))) from None
+        raise InputError(_sentence(error, source)) from None
 
 
 def write_settings(settings: BaseModel, file: Path) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor
 
 if not torch.cuda.is_available():  # before triton is imported: kernels then run on the CPU
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -18,6 +17,7 @@ from ilora_kernels import backends, use_backend
 from ilora_kernels.backends import requested
 
 from .cuda_on_cpu import cuda_on_cpu, why_not
+from .noting import noted
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 CPU_PLACES = [pytest.param(("cpu", name), id=f"cpu-{name}") for name in ("torch", "triton", "cuda")]
@@ -47,16 +47,8 @@ def cuda_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 @pytest.fixture
 def paths(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Which kernels were chosen, tensor cores or not, in the order of their launches."""
-    chosen: list[bool] = []
     launch = importlib.import_module("ilora_kernels.backends.cuda.launch")
-    original = launch._for_tensor_cores
-
-    def noted(*matrices: Tensor) -> bool:
-        chosen.append(original(*matrices))
-        return chosen[-1]
-
-    monkeypatch.setattr(launch, "_for_tensor_cores", noted)
-    return chosen
+    return noted(monkeypatch, launch, "_for_tensor_cores")
 
 
 def _in_place(device_type: str, backend: str) -> Iterator[torch.device]:

@@ -111,6 +111,13 @@ def gradients(problem: Problem, output: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(output, wanted, direction.to(output)))
 
 
+def off_by_one(x: Tensor) -> Tensor:
+    """The same values from an address that is one element off."""
+    moved = torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+    assert moved.data_ptr() % 16 != 0
+    return moved
+
+
 def assert_matches_float64(
     problem: Problem,
     dtype: torch.dtype,

@@ -14,7 +14,7 @@ from torch import Tensor
 from ilora_kernels import gated_lora, use_backend
 from ilora_kernels.dropout import draw_seed, keep_mask
 
-from .problems import GATE_FORMS, Problem, gradients, random_problem
+from .problems import GATE_FORMS, Problem, gradients, off_by_one, random_problem
 from .test_cuda import ODD, UNITS
 from .tf32 import assert_errs_as_tf32_does, tf32_allowed
 
@@ -71,9 +71,6 @@ def test_many_rows_are_summed_in_parts(cuda_device: torch.device, gate_form: str
 def test_a_misaligned_x_takes_the_plain_kernels(
     cuda_device: torch.device, paths: list[bool]
 ) -> None:
-    def off_by_one(x: Tensor) -> Tensor:
-        return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
-
     problem = random_problem("token_2d", device=cuda_device, rank=16, **UNITS)
     assert_errs_as_tf32_does(problem, dropout_p=0.1, arrange=off_by_one)
     assert False in paths

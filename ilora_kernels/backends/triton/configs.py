@@ -104,7 +104,10 @@ def choose(role: str, rows: int, rank: int, device: int, columns: int = 0) -> An
         ):
             return _kind(role)(**bucket["config"])
     wide = f" for {columns} columns" if columns else ""
-    raise LookupError(f"No bucket of role {role!r} takes {rows} rows and rank {rank}{wide}.")
+    raise LookupError(
+        f"No bucket of role {role!r} takes {rows} rows and rank {rank}{wide}; write the file of block "
+        "sizes anew with python -m ilora_kernels.tune, or unset ILORA_TUNED."
+    )
 
 
 def _kind(role: str) -> type[Any]:
