@@ -87,15 +87,13 @@ def run_cuda() -> None:
 
 
 # initcheck does not see what the copy engine writes, as the library's products for Hopper do. Here they
-# are computed and stored in the ordinary way.
-library_product = Tensor.__matmul__
-
-
+# are computed and stored in the ordinary way, the formula's as well as the backend's.
 def plain_product(a: Tensor, b: Tensor) -> Tensor:
-    """``a b`` for the matrices that the backend leaves to the library."""
-    if a.ndim != 2 or b.ndim != 2 or a.dtype.itemsize > 4:
-        return library_product(a, b)
-    return (a.float()[:, :, None] * b.float()).sum(1).to(a.dtype)
+    """``a b`` for ``a [..., M, N]`` and a matrix ``b``, accumulated in float32 at least."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    rows = a.flatten(0, -2).to(wide)
+    product = (rows[:, :, None] * b.to(wide)).sum(1)
+    return product.to(a.dtype).unflatten(0, a.shape[:-1])
 
 
 def plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

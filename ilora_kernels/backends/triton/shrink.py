@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ilora_kernels.backends.triton.accumulate import add_product
 from ilora_kernels.backends.triton.adapter import Dropout, Gating, padded_rank, rank_block
@@ -90,6 +90,7 @@ def shrink_kernel(
     FLOAT32: tl.constexpr,
 ):
     if OVERLAP:
+        gdc_wait()  # this launch was prepared while the kernel before it ran
         gdc_launch_dependents()  # the product may start now; it waits for h where it needs it
     if ALIGNED:  # a hint that the compiler believes: rows are whole units of 16 bytes
         x_stride, factor_stride, D = x_stride // 8 * 8, factor_stride // 8 * 8, D // 8 * 8
@@ -267,5 +268,6 @@ def _plan(
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         blocks=(((config.block_t, config.block_d),), (factor_block,)) if descriptors else (),
+        overlap=overlap,
     )
     return how, (programs, -(-rank // block_r), 1)
