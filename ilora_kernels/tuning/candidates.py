@@ -13,7 +13,13 @@ _LINEAR = [
     for flatten in (True, False)
 ]
 _SHRINK = [PassConfig(64, 64, 4, stages) for stages in (3, 4, 5)]
-_MASKED = [PassConfig(16, 128, 4, 4), PassConfig(32, 128, 4, 3), PassConfig(64, 64, 4, 4)]
+_MASKED = [
+    PassConfig(16, 64, 4, 3),
+    PassConfig(32, 64, 4, 4),
+    PassConfig(64, 64, 4, 4),
+    PassConfig(16, 128, 4, 4),
+    PassConfig(32, 128, 4, 3),
+]
 _GRADIENTS = [PassConfig(64, 64, 4, 3), PassConfig(64, 64, 4, 4), PassConfig(128, 32, 4, 3)]
 _ALONE = [  # nothing beside it to leave room for
     PassConfig(16, 128, 4, 5),

@@ -220,7 +220,24 @@ def nvidia_resources(asm: dict[str, Any]) -> dict[str, int]:
         "registers": int(stated[1]),
         "spills": int(stated[2]) + opcodes["LDL"] + opcodes["STL"],
         "matrix_instructions": sum(opcodes[name] for name in MATRIX_INSTRUCTIONS),
+        "overwritten_operands": overwritten_operands(asm["ptx"]),
     }
+
+
+def overwritten_operands(ptx: str) -> int:
+    """Asynchronous matrix instructions that may still read a's registers when those are computed anew.
+
+    That is where the wait after one of them lets some instructions go on.
+    """
+    a_in_registers = re.compile(r"wgmma\.mma_async[^;]*\{[^{}]*\}, \{")
+    count = waiting = 0
+    for statement in ptx.split(";"):
+        if a_in_registers.search(statement):
+            waiting += 1
+        elif wait := re.search(r"wgmma\.wait_group\.sync\.aligned (\d+)", statement):
+            count += waiting if int(wait[1]) else 0
+            waiting = 0
+    return count
 
 
 def amd_resources(asm: dict[str, Any]) -> dict[str, int]:

@@ -88,6 +88,19 @@ def test_ragged_last_tiles_match_float64(
     assert_matches_float64(problem, torch.float16, dropout_p=dropout_p)
 
 
+@pytest.mark.parametrize("depth", [64, 128, 192, 256, 320])
+def test_products_of_few_steps_wait_for_the_low_rank_factor(always_fused: None, depth: int) -> None:
+    """Around as many steps as are fetched ahead, in both passes."""
+    size = LARGE | {"length": 256, "d_in": depth, "d_out": depth}
+    for _ in range(5):
+        assert_matches_float64(on_gpu("instance", **size), torch.bfloat16)
+
+
+def test_the_masked_pass_over_many_rows_matches_float64(always_fused: None) -> None:
+    problem = on_gpu("instance", **LARGE | {"length": 1100, "d_in": 1024, "d_out": 512})
+    assert_matches_float64(problem, torch.bfloat16, dropout_p=0.1)
+
+
 def test_misaligned_inputs_match_float64() -> None:
     problem = on_gpu("token_2d", **LARGE | {"d_in": 1024, "d_out": 1024})
     assert_matches_float64(problem, torch.bfloat16, dropout_p=0.1, arrange=off_by_one)

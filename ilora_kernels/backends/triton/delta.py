@@ -77,7 +77,7 @@ def delta_kernel(
         in_h = (rows < T)[:, None] & (j < R_PADDED)[None, :]
         h_offset = rows[:, None].to(tl.int64) * R_PADDED + j[None, :]
         h = tl.load(h_ptr + h_offset, mask=in_h, other=0.0)
-        y = add_product(y, h, factor, T, FLOAT32)
+        y = add_product(y, h, factor, T, FLOAT32, False)
     if MASKED:
         i = tl.arange(0, BLOCK_N)[None, :]
         y = tl.where(keep_tile(seed_ptr, rows[:, None], first_column, i, threshold), y, 0.0)

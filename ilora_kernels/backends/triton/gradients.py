@@ -84,7 +84,7 @@ def column_block_sum(
         if MASKED:
             i = tl.arange(0, BLOCK_D)[:, None]
             x = tl.where(keep_tile(seed_ptr, rows[None, :], first_column, i, threshold), x, 0.0)
-        total = add_product(total, x, c, T, FLOAT32)
+        total = add_product(total, x, c, T, FLOAT32, MASKED)
     return total
 
 

@@ -94,7 +94,7 @@ def describable(matrix: Tensor) -> bool:
 
 
 # For each of the first tensors the shapes of its blocks.
-Blocks = tuple[tuple[tuple[int, int], ...], ...]
+Blocks = tuple[tuple[tuple[int, ...], ...], ...]
 
 
 class _Compiled(NamedTuple):
@@ -143,9 +143,9 @@ def settings(
         constants: its ``tl.constexpr`` arguments, in order.
         device: the current GPU.
         num_stages: how many steps of a loop are in flight; fewer where the GPU has no room for them.
-        blocks: for each of the first tensors, matrices that are :func:`describable`, the blocks in
-            which the copy engine reads or writes it, a descriptor each; the other tensors are handed
-            over as addresses.
+        blocks: for each of the first tensors, matrices that are :func:`describable` (or their rows cut
+            in parts), the blocks in which the copy engine reads or writes it, a descriptor each; the
+            other tensors are handed over as addresses.
         overlap: start when the kernel before it releases its dependents, not when it ends.
     """
     options = (device, num_warps, num_stages, blocks, overlap)

@@ -5,15 +5,17 @@ Backward:   dX = dY W + mask ⊙ (u A)
 
 ``h Bᵀ`` is one more step of the same inner product: where the frozen product sums over d_in in steps
 of BLOCK_K, the adapter adds a step over the rank, into the same accumulators. Nothing is read or
-written again. Under dropout the mask stands between the two sums of dX: there the low-rank one
-comes first, is masked in the accumulators, and the frozen one is added to it.
+written again. It is a step of the same loop, with h and B in the place of x and W, so that they are
+fetched ahead as those are; past their last columns the copy engine fills in zeros. Under dropout the
+mask stands between the two sums of dX: there the low-rank one comes first, is masked in the
+accumulators, and the frozen one is added to it.
 
 One program a multiprocessor walks over the tiles of y, in an order that keeps a band of x in cache.
 Where the last round of tiles would leave most multiprocessors idle, its tiles are cut in two.
 
 h is computed by the kernel launched before this one, which still runs while this one starts. A
-program waits for it where it first needs it, one tile's worth of arithmetic later; so the first tile of
-a program adds its low-rank part at the end, under dropout too.
+program waits for it before it first fetches some, nearly a tile's worth of arithmetic later; so the first
+tile of a program adds its low-rank part at the end, under dropout too.
 """
 
 from __future__ import annotations
@@ -79,29 +81,14 @@ def parts_of(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexp
 
 
 @triton.jit
-def add_low_rank(
-    accumulator, h_desc, factor_desc, row, column,
-    RANK: tl.constexpr, BLOCK_R: tl.constexpr, BACKWARD: tl.constexpr,
-):  # fmt: skip
-    """``accumulator + h Bᵀ``, or ``+ u A``: the step over the rank."""
-    for r in tl.static_range(0, RANK, BLOCK_R):
-        h = h_desc.load([row, r])
-        if BACKWARD:
-            factor = factor_desc.load([r, column])
-        else:
-            factor = factor_desc.load([column, r]).T
-        accumulator = tl.dot(h, factor, accumulator)
-    return accumulator
-
-
-@triton.jit
 def masked_low_rank(
     h_desc, factor_desc, seed_ptr, row, column, threshold,
     RANK: tl.constexpr, BLOCK_R: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """``mask ⊙ (u A)`` for a block of dX; u carries the factor 1/(1-p)."""
-    zero = tl.zeros((ROWS, COLUMNS), tl.float32)
-    low_rank = add_low_rank(zero, h_desc, factor_desc, row, column, RANK, BLOCK_R, True)
+    low_rank = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for r in tl.static_range(0, RANK, BLOCK_R):
+        low_rank = tl.dot(h_desc.load([row, r]), factor_desc.load([r, column]), low_rank)
     rows = row + tl.arange(0, ROWS)[:, None]
     columns = tl.arange(0, COLUMNS)[None, :]
     return tl.where(keep_tile(seed_ptr, rows, column, columns, threshold), low_rank, 0.0)
@@ -118,12 +105,13 @@ def compute_tiles(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     PER_WHOLE: tl.constexpr, PART: tl.constexpr, GROUP: tl.constexpr, PROGRAMS: tl.constexpr,
     BACKWARD: tl.constexpr, HAS_BIAS: tl.constexpr, MASKED: tl.constexpr, OVERLAP: tl.constexpr,
-    FLATTEN: tl.constexpr,
+    AHEAD: tl.constexpr, FLATTEN: tl.constexpr,
 ):  # fmt: skip
     """Write every PROGRAMS-th tile from ``begin`` on."""
     num_tiles_m = tl.cdiv(T, BLOCK_M)
     num_tiles_n = tl.cdiv(N, BLOCK_N * PER_WHOLE)
     steps = tl.cdiv(K, BLOCK_K)
+    low_rank_steps = 0 if MASKED else tl.cdiv(RANK, BLOCK_K)
     for tile in tl.range(begin, end, PROGRAMS, flatten=FLATTEN):
         whole = begin_whole + tile // PER_WHOLE
         tile_m, tile_n = tile_position(whole, num_tiles_m, num_tiles_n, GROUP)
@@ -136,21 +124,24 @@ def compute_tiles(
                 RANK, BLOCK_R, BLOCK_M, BLOCK_N,
             )  # fmt: skip
 
-        for k in range(steps):
-            x = x_desc.load([row, k * BLOCK_K])
+        for k in range(steps + low_rank_steps):
+            left, right, position = x_desc, w_desc, k * BLOCK_K
+            if not MASKED:
+                if k >= steps:
+                    left, right, position = h_desc, factor_desc, (k - steps) * BLOCK_K
+                if OVERLAP and k == steps - AHEAD:
+                    gdc_wait()  # h is there from here on; it is fetched less than AHEAD steps early
+            x = left.load([row, position])
             if BACKWARD:
-                w = w_desc.load([k * BLOCK_K, column])
+                w = right.load([position, column])
             else:
-                w = w_desc.load([column, k * BLOCK_K]).T
+                w = right.load([column, position]).T
             accumulator = tl.dot(x, w, accumulator)
 
         if OVERLAP:
-            gdc_wait()  # h is there from here on
-            gdc_launch_dependents()  # and so is what the gradients need
-        if not MASKED:
-            accumulator = add_low_rank(
-                accumulator, h_desc, factor_desc, row, column, RANK, BLOCK_R, BACKWARD
-            )
+            if MASKED:
+                gdc_wait()
+            gdc_launch_dependents()  # h is there, and so is what the gradients need
 
         # The tile leaves in parts, so that shared memory has room for the stages of the loads.
         PARTS: tl.constexpr = BLOCK_N // PART
@@ -200,21 +191,24 @@ def linear_kernel(
     HAS_BIAS: tl.constexpr,
     MASKED: tl.constexpr,
     OVERLAP: tl.constexpr,
+    AHEAD: tl.constexpr,
     FLATTEN: tl.constexpr,
 ):
+    if OVERLAP and K <= (AHEAD - 1) * BLOCK_K:
+        gdc_wait()  # so few steps may all be fetched at once
     program = tl.program_id(0)
     compute_tiles(
         x_desc, w_desc, h_desc, factor_desc, factor_part_desc, y_desc, bias_ptr, seed_ptr,
         T, N, K, threshold, program, whole_tiles, 0, PROGRAMS,
         RANK, BLOCK_R, BLOCK_M, BLOCK_N, BLOCK_K, 1, PART, GROUP, PROGRAMS,
-        BACKWARD, HAS_BIAS, MASKED, OVERLAP, FLATTEN,
+        BACKWARD, HAS_BIAS, MASKED, OVERLAP, AHEAD, FLATTEN,
     )  # fmt: skip
     late = tl.where(whole_tiles == 0, PROGRAMS, 0)
     compute_tiles(
         x_desc, w_half_desc, h_desc, factor_half_desc, factor_part_desc, y_desc, bias_ptr, seed_ptr,
         T, N, K, threshold, program, half_tiles, whole_tiles, late,
         RANK, BLOCK_R, BLOCK_M, BLOCK_N // 2, BLOCK_K, 2, PART, GROUP, PROGRAMS,
-        BACKWARD, HAS_BIAS, MASKED, OVERLAP, FLATTEN,
+        BACKWARD, HAS_BIAS, MASKED, OVERLAP, AHEAD, FLATTEN,
     )  # fmt: skip
 
 
@@ -276,7 +270,8 @@ def _plan(
 ) -> tuple[Settings, tuple[int, int, int], tuple[int, int]]:
     """What a launch consists of beside its tensors: settings, grid, numbers of tiles."""
     whole, half = tile_counts(rows, columns, config.block_m, config.block_n, programs)
-    block_r = rank_block(rank, limit=64)
+    # Not masked, the rank is one of the steps of the loop, or several.
+    block_r = rank_block(rank, limit=64) if masked else config.block_k
     part = config.block_n // config.parts
 
     def block(depth: int, width: int) -> tuple[int, int]:
@@ -297,6 +292,7 @@ def _plan(
             "HAS_BIAS": has_bias,
             "MASKED": masked,
             "OVERLAP": overlap,
+            "AHEAD": config.num_stages,
             # With one whole tile a program there is no next tile whose loads could run ahead.
             "FLATTEN": config.flatten and whole > programs and can_flatten(device),
         },

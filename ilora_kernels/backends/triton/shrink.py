@@ -10,6 +10,11 @@ instance's rows and an expert's columns is that gate's gradient.
 The kernel reads one tall matrix once and writes next to nothing. Its blocks are small on purpose:
 launched before the frozen product, which it releases at once, it runs *beside* it on the same
 multiprocessors, on the bandwidth that the product leaves idle.
+
+There each of its matrix instructions, of up to 64 rows and 16 columns of x, waits for its turn behind
+those of the product, and their number is how long it takes. Under dropout, where masking takes time as
+well, few rows are stacked to 64: each is cut in 2 or 4 parts that count as rows of their own and meet
+all parts of A side by side; of the products, those of part i with part i are added.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ from ilora_kernels.backends.triton.accumulate import add_product
 from ilora_kernels.backends.triton.adapter import Dropout, Gating, padded_rank, rank_block
 from ilora_kernels.backends.triton.configs import PassConfig, choose, multiprocessors
 from ilora_kernels.backends.triton.launch import (
+    Blocks,
     Settings,
     can_overlap,
     current_device,
@@ -51,14 +57,23 @@ def instance_of(rows, cu_seqlens_ptr, num_gates, rows_per_gate, PACKED: tl.const
         return rows // rows_per_gate
 
 
+@triton.jit
+def sum_of_parts(product, BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr, PARTS: tl.constexpr):
+    """``[T · PARTS, R · PARTS]`` -> ``[T, R]``: the sum of what part i of a row makes of part i of A."""
+    by_part = product.reshape(BLOCK_T, PARTS, BLOCK_R, PARTS)
+    i = tl.arange(0, PARTS)
+    alike = (i[:, None] == i[None, :])[None, :, None, :]
+    return tl.sum(tl.sum(tl.where(alike, by_part, 0.0), 3), 1)
+
+
 @triton.jit(
     do_not_specialize=(
         "T", "D", "num_gates", "rows_per_gate", "x_stride", "factor_stride", "threshold",
     ),
 )  # fmt: skip
 def shrink_kernel(
-    x_ref,  # [T, D], descriptor or pointer: x, or dY in the backward pass
-    factor_ref,  # descriptor or pointer: lora_A [R, D], or lora_B [D, R] in the backward pass
+    x_ref,  # [T, D], descriptor or pointer: x, or dY in the backward pass; in parts [T, PARTS, D/PARTS]
+    factor_ref,  # the same: lora_A [R, D] or [R, PARTS, D/PARTS]; lora_B [D, R] in the backward pass
     gate_ptr,  # [G, K]
     cu_seqlens_ptr,  # [G + 1]
     xa_ptr,  # [T, R]; written in the forward pass, read in the backward pass
@@ -81,6 +96,7 @@ def shrink_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    PARTS: tl.constexpr,
     BACKWARD: tl.constexpr,
     PACKED: tl.constexpr,
     MASKED: tl.constexpr,
@@ -101,10 +117,13 @@ def shrink_kernel(
         rows = first_row + tl.arange(0, BLOCK_T)
 
         # xa or v: one pass over the rows of x or dY.
-        product = tl.zeros((BLOCK_T, BLOCK_R), tl.float32)
-        for d in range(0, D, BLOCK_D):
+        product = tl.zeros((BLOCK_T * PARTS, BLOCK_R * PARTS), tl.float32)
+        for d in range(0, D // PARTS, BLOCK_D):
             columns = d + tl.arange(0, BLOCK_D)
-            if DESCRIPTORS:
+            if PARTS > 1:
+                x = x_ref.load([first_row, 0, d]).reshape(BLOCK_T * PARTS, BLOCK_D)
+                factor = factor_ref.load([first_rank, 0, d]).reshape(BLOCK_R * PARTS, BLOCK_D).T
+            elif DESCRIPTORS:
                 x = x_ref.load([first_row, d])
                 if BACKWARD:
                     factor = factor_ref.load([d, first_rank])
@@ -123,9 +142,14 @@ def shrink_kernel(
                 in_factor = (columns < D)[:, None] & (j < R)[None, :]
                 factor = tl.load(factor_ref + offset, mask=in_factor, other=0.0)
             if MASKED:
+                m = tl.arange(0, BLOCK_T * PARTS)[:, None]
+                first_column = m % PARTS * (D // PARTS) + d
                 i = tl.arange(0, BLOCK_D)[None, :]
-                x = tl.where(keep_tile(seed_ptr, rows[:, None], d, i, threshold), x, 0.0)
-            product = add_product(product, x, factor, T, FLOAT32)
+                keep = keep_tile(seed_ptr, first_row + m // PARTS, first_column, i, threshold)
+                x = tl.where(keep, x, 0.0)
+            product = add_product(product, x, factor, T, FLOAT32, MASKED)
+        if PARTS > 1:
+            product = sum_of_parts(product, BLOCK_T, BLOCK_R, PARTS)
         if MASKED:
             product *= keep_scale
 
@@ -205,8 +229,13 @@ def _launch(
     config: PassConfig = choose(role, rows, rank, device)
     aligned = describable(x) and describable(factor)
     descriptors = aligned and has_copy_engine(device)
+    parts = 1
+    if masked and descriptors and x.dtype != torch.float32:
+        parts = _parts(config.block_t, rank, width)
+    if parts > 1:
+        x, factor = x.view(rows, parts, -1), factor.view(rank, parts, -1)
     how, grid = _plan(
-        config, rows, rank, h.shape[1], gate.shape[1], multiprocessors(device), device,
+        config, rows, rank, parts, h.shape[1], gate.shape[1], multiprocessors(device), device,
         beside_product, backward, cu_seqlens is not None, masked, descriptors, aligned,
         can_overlap(device), x.dtype == torch.float32,
     )  # fmt: skip
@@ -223,11 +252,22 @@ def _launch(
     )  # fmt: skip
 
 
+def _parts(block_t: int, rank: int, width: int) -> int:
+    """In how many parts a row is cut, so that a block has the 64 rows of a matrix instruction.
+
+    Only to rank 16: the products that do not count are ``parts`` times those that do. And only where
+    each part is whole units of the copy engine.
+    """
+    parts = max(1, 64 // block_t)
+    return parts if rank <= 16 and width % (8 * parts) == 0 else 1
+
+
 @functools.lru_cache(maxsize=4096)
 def _plan(
     config: PassConfig,
     rows: int,
     rank: int,
+    parts: int,
     padded: int,
     experts: int,
     multiprocessors: int,
@@ -245,8 +285,13 @@ def _plan(
     blocks = -(-rows // config.block_t)
     # Beside the product, no more programs than it has: one on each multiprocessor.
     programs = min(multiprocessors, blocks) if beside_product else blocks
-    block_r = rank_block(rank)
-    factor_block = (config.block_d, block_r) if backward else (block_r, config.block_d)
+    block_r, depth = rank_block(rank), config.block_d
+    blocks_of: Blocks = ()
+    if parts > 1:
+        blocks_of = (((config.block_t, parts, depth),), ((block_r, parts, depth),))
+    elif descriptors:
+        factor_block = (depth, block_r) if backward else (block_r, depth)
+        blocks_of = (((config.block_t, depth),), (factor_block,))
     how = settings(
         shrink_kernel,
         {
@@ -255,7 +300,8 @@ def _plan(
             "RANK_OF_EXPERT": rank // experts,
             "BLOCK_R": block_r,
             "BLOCK_T": config.block_t,
-            "BLOCK_D": config.block_d,
+            "BLOCK_D": depth,
+            "PARTS": parts,
             "BACKWARD": backward,
             "PACKED": packed,
             "MASKED": masked,
@@ -267,7 +313,7 @@ def _plan(
         device,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        blocks=(((config.block_t, config.block_d),), (factor_block,)) if descriptors else (),
+        blocks=blocks_of,
         overlap=overlap,
     )
     return how, (programs, -(-rank // block_r), 1)

@@ -52,9 +52,17 @@ Result cuPointerGetAttribute(void *value, int attribute, uint64_t pointer) { mem
 Result cuTensorMapEncodeTiled(uint64_t *map, int type, unsigned rank, uint64_t address, const uint64_t *sizes,
                               const uint64_t *strides, const unsigned *box, const unsigned *steps, int interleave,
                               int swizzle, int promotion, int fill) {
-  if (rank != 2 || address % 16 || strides[0] % 16) return 1;
-  const uint64_t words[16] = {address, type, sizes[0], sizes[1], strides[0], box[0],    box[1],
-                              steps[0], steps[1], interleave, swizzle, promotion, fill};
+  if (rank < 2 || rank > 3 || address % 16) return 1;
+  uint64_t words[16] = {address, type, rank, 0x1000 * interleave + 0x100 * swizzle + 0x10 * promotion + fill};
+  uint64_t *next = words + 4;
+  for (unsigned i = 0; i < rank; i++) {
+    *next++ = sizes[i];
+    *next++ = (uint64_t)box[i] << 32 | steps[i];
+  }
+  for (unsigned i = 0; i < rank - 1; i++) {
+    if (strides[i] % 16) return 1;
+    *next++ = strides[i];
+  }
   memcpy(map, words, sizeof words);
   return 0;
 }
