@@ -105,11 +105,8 @@ def _forward_in_shape(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     weight, bias, base, *rest = arguments
     base_rows = None if base is None else base.flatten(0, -2)
     y, xa = _forward_impl(x.flatten(0, -2), weight, bias, base_rows, *rest)
-    # Not a view: autograd forbids to change a Function's view in place, and callers add to y.
-    return _unsafe_view(y, (*x.shape[:-1], y.shape[1])), xa
-
-
-_unsafe_view = torch.ops.aten._unsafe_view.default
+    # No view: autograd forbids to change a Function's view in place, and callers add to y.
+    return y.resize_(*x.shape[:-1], y.shape[1]), xa
 
 
 class _EagerGatedLoRA(torch.autograd.Function):

@@ -5,7 +5,8 @@
     forward(x, weight, …, seed) -> (y, xa)
     backward(grad_y, x, …, needs) -> (dx, dA, dB, dgate)
 
-Arguments and results are those of the operators in :mod:`ilora_kernels.ops`. To add a backend is
+Arguments and results are those of the operators in :mod:`ilora_kernels.ops`; the results are the
+backend's own, without gaps in memory. To add a backend is
 to add its file and to name it in ``_PREFERENCE``; nothing above this package changes.
 """
 

@@ -140,7 +140,7 @@ def imitate(target: str) -> list[Launch]:
 
 
 def run_forward(rows: int, rank: int, dropout_p: float, columns: int = WIDTH) -> None:
-    backend.forward(
+    backend._forward(
         matrix(rows, WIDTH), matrix(columns, WIDTH), None, None, *low_rank(rows, rank, columns),
         dropout_p, seed(),
     )  # fmt: skip
@@ -149,9 +149,9 @@ def run_forward(rows: int, rank: int, dropout_p: float, columns: int = WIDTH) ->
 def run_backward(rows: int, rank: int, dropout_p: float) -> None:
     lora_A, lora_B, gate, cu_seqlens, *scalars = low_rank(rows, rank)
     xa = torch.empty(rows, rank, device="meta")
-    backend.backward(
+    backend._backward(
         matrix(rows, WIDTH), matrix(rows, WIDTH), matrix(WIDTH, WIDTH), lora_A, lora_B, gate,
-        cu_seqlens, xa, *scalars, dropout_p, seed(), [True] * 4,
+        cu_seqlens, xa, *scalars, dropout_p, seed(), (True,) * 4,
     )  # fmt: skip
 
 

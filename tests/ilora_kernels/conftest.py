@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import os
 from collections.abc import Iterator
 
@@ -76,6 +77,13 @@ def dtype(request: pytest.FixtureRequest, device: torch.device) -> torch.dtype:
     if requested() == "triton" and wanted == torch.bfloat16 and device.type == "cpu":
         pytest.skip("Triton's interpreter computes bfloat16 wrongly")
     return wanted
+
+
+@pytest.fixture(autouse=True)
+def _no_launches_of_another_test() -> None:
+    """Tests change what a pass launches; what was noted of one must not serve the next."""
+    if importlib.util.find_spec("triton"):
+        importlib.import_module("ilora_kernels.backends.triton.replay").forget()
 
 
 @pytest.fixture(autouse=True)

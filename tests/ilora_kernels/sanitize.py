@@ -104,10 +104,12 @@ def plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 def run_triton() -> None:
     linear = importlib.import_module("ilora_kernels.backends.triton.linear")
+    replay = importlib.import_module("ilora_kernels.backends.triton.replay")
     linear.multiprocessors = lambda _: 4  # several tiles a program
     with use_backend("triton"):
         for (gate_form, size, fused), dropout_p in itertools.product(CASES, (0.0, 0.3)):
             linear.fusing_pays = lambda *_, fused=fused: fused
+            replay.forget()
             problem = random_problem(gate_form, device=DEVICE, rank=16, experts=4, **size)
             assert_matches_float64(problem, torch.float16, dropout_p=dropout_p)
             print(f"{gate_form}, dropout {dropout_p}, fused {fused}", flush=True)

@@ -19,7 +19,7 @@ KERNELS = {"shrink", "linear", "gradients", "delta", "decode_split", "decode_fin
 
 
 @pytest.fixture(scope="module")
-def cases(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     if not shutil.which("cc"):
         pytest.skip("cc, which builds the driver that launches nothing, is missing")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -37,7 +37,13 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found: list[dict[str, Any]] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def cases(told: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = told["cases"]
     return found
 
 
@@ -60,3 +66,22 @@ def test_the_maps_of_tensors_that_stay_are_not_encoded_again(cases: list[dict[st
     first, _, again, elsewhere = (each["encoded"] for each in cases[0]["rounds"])
     assert first == elsewhere == ["x", "weight", "lora_A", "lora_B", "dy"]
     assert again == []
+
+
+def test_a_pass_that_only_launches_is_computed_once_and_replayed_then(
+    cases: list[dict[str, Any]],
+) -> None:
+    for case in cases:
+        rows, *_, fused, dropout_p = case["case"]
+        first, *later = (each["computed"] for each in case["rounds"])
+        assert first == ["_forward", "_backward"] * 2, case["case"]  # the layer, the update alone
+        # A pass of the layer with the library's product is more than its launches.
+        decoded = rows <= 128 and not dropout_p
+        expected = ["_forward"] * (not fused and not decoded) + ["_backward"] * (not fused)
+        assert later == [expected] * 3, case["case"]
+
+
+def test_a_tensor_that_was_two_arguments_once_is_not_taken_for_one_of_them(
+    told: dict[str, Any],
+) -> None:
+    assert told["onto"] == ["x", "x", "dy"]

@@ -36,7 +36,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 def maps_of(matrix: Tensor, *metas: dict[str, Any]) -> tuple[Any, ...]:
     layouts = tensor_maps.layouts(metas or (META,))
-    found: tuple[Any, ...] = tensor_maps.tensor_maps(matrix, matrix.data_ptr(), layouts)
+    found: tuple[Any, ...] = tensor_maps.maps_at(
+        matrix.data_ptr(), matrix.shape, matrix.stride(), layouts
+    )
     return found
 
 

@@ -11,6 +11,8 @@ frozen product is the library's and ``delta`` adds the low-rank part to it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +23,7 @@ from ilora_kernels.backends.triton.delta import delta
 from ilora_kernels.backends.triton.gradients import gradients
 from ilora_kernels.backends.triton.launch import INTERPRETED, describable
 from ilora_kernels.backends.triton.linear import can_fuse, linear
+from ilora_kernels.backends.triton.replay import replayed
 from ilora_kernels.backends.triton.shrink import shrink, shrink_backward
 
 SUPPORTED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -33,7 +36,19 @@ def why_unusable() -> str | None:
     return "there is no GPU; TRITON_INTERPRET=1 runs it, slowly, on a CPU."
 
 
-def forward(
+def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """See :func:`_forward`, whose launches are noted."""
+    y, xa = replayed(_forward, arguments)
+    return y, xa
+
+
+def backward(*arguments: Any) -> tuple[Tensor, ...]:
+    """See :func:`_backward`, whose launches are noted."""
+    *others, needs = arguments
+    return replayed(_backward, (*others, tuple(needs)))
+
+
+def _forward(
     x: Tensor,  # [T, d_in]
     weight: Tensor | None,  # [d_out, d_in]
     bias: Tensor | None,  # [d_out]
@@ -74,7 +89,7 @@ def forward(
     return y, xa
 
 
-def backward(
+def _backward(
     grad_y: Tensor,  # [T, d_out]
     x: Tensor,
     weight: Tensor | None,
@@ -87,7 +102,7 @@ def backward(
     scaling: float,
     dropout_p: float,
     seed: Tensor | None,
-    needs: list[bool],
+    needs: tuple[bool, ...],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return dx, dA, dB and dgate; an empty tensor where ``needs`` says nobody asks."""
     _check_device(x)

@@ -119,14 +119,21 @@ def _kind(role: str) -> type[Any]:
 @contextmanager
 def using(table: Table) -> Iterator[None]:
     """Choose from ``table`` inside the block; for measurements and tests."""
-    global _in_use
+    global _in_use, _table_number
     before, _in_use = _in_use, table
+    _table_number += 1
     choose.cache_clear()
     try:
         yield
     finally:
         _in_use = before
+        _table_number += 1
         choose.cache_clear()
+
+
+def table_number() -> int:
+    """A number that changes whenever another table is in use."""
+    return _table_number
 
 
 def tuned_path(gpu: str) -> Path:
@@ -135,6 +142,7 @@ def tuned_path(gpu: str) -> Path:
 
 
 _in_use: Table | None = None
+_table_number = 0
 
 
 def _table(device: int) -> Table:

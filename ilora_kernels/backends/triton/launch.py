@@ -12,8 +12,9 @@ import contextlib
 import functools
 import inspect
 import operator
+import threading
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from ilora_kernels.backends.triton.tensor_maps import (
     Descriptor,
     Layouts,
     layouts,
-    tensor_maps,
+    maps_at,
 )
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
@@ -156,6 +157,31 @@ def settings(
     return found
 
 
+class Launched(NamedTuple):
+    """A launch that was made."""
+
+    how: Settings
+    grid: tuple[int, int, int]
+    compiled: _Compiled
+    tensors: tuple[Tensor, ...]
+    numbers: tuple[int | float, ...]
+
+
+_notes = threading.local()
+
+
+@contextlib.contextmanager
+def noting_launches() -> Iterator[list[Launched]]:
+    """List the launches that this thread makes inside the block."""
+    before = getattr(_notes, "launches", None)
+    launches: list[Launched] = []
+    _notes.launches = launches
+    try:
+        yield launches
+    finally:
+        _notes.launches = before
+
+
 def launch(
     how: Settings,
     grid: tuple[int, int, int],
@@ -177,15 +203,30 @@ def launch(
         key += tuple(t.untyped_storage().nbytes() <= _SMALL_STORAGE for t in tensors)
     compiled = how.compiled.get(key)
     if compiled is None:
-        how.compiled[key] = _first_launch(how, grid, (*described(tensors, how.blocks), *numbers))
-        return
+        compiled = _first_launch(how, grid, (*described(tensors, how.blocks), *numbers))
+        how.compiled[key] = compiled
+    else:
+        _launch_again(how, grid, compiled, tensors, addresses, numbers)
+    notes: list[Launched] | None = getattr(_notes, "launches", None)
+    if notes is not None:
+        notes.append(Launched(how, grid, compiled, tensors, numbers))
+
+
+def _launch_again(
+    how: Settings,
+    grid: tuple[int, int, int],
+    compiled: _Compiled,
+    tensors: tuple[Tensor, ...],
+    addresses: list[Any],
+    numbers: tuple[int | float, ...],
+) -> None:
     run, head, matrices = compiled
     if matrices is None:
         addresses[: len(how.blocks)] = described(tensors[: len(how.blocks)], how.blocks)
     elif matrices:
         maps: list[Any] = []
         for matrix, address, its_layouts in zip(tensors, addresses, matrices, strict=False):
-            maps += tensor_maps(matrix, address, its_layouts)
+            maps += maps_at(address, matrix.shape, matrix.stride(), its_layouts)
         addresses[: len(matrices)] = maps
     stream = torch._C._cuda_getCurrentRawStream(how.device)
     run(*grid, stream, *head, *addresses, *numbers, *how.values)

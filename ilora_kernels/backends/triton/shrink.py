@@ -202,7 +202,7 @@ def shrink_backward(
     """Return ``u`` and ``h [T, padded R]`` in dY's dtype and ``p [T, R]`` in float32."""
     rank = xa.shape[1]
     h, u = (dy.new_empty((dy.shape[0], padded_rank(rank))) for _ in range(2))
-    p = torch.empty_like(xa)
+    p = xa.new_empty(xa.shape)
     _launch(dy, lora_B, rank, gating, dropout, xa, h, u, p, "shrink backward", beside_product)
     return u, h, p
 

@@ -25,12 +25,26 @@ _numbers: dict[tuple[Any, ...], int] = {}
 class Descriptor(TensorDescriptor):
     """A host tensor descriptor, less the checks that ``describable`` makes once a tensor."""
 
-    def __init__(self, matrix: Tensor, block: Sequence[int]) -> None:
-        self.base = matrix
+    def __init__(self, matrix: Tensor | _Matrix, block: Sequence[int]) -> None:
+        self.base: Any = matrix
         self.shape = list(matrix.shape)
         self.strides = list(matrix.stride())
         self.block_shape = list(block)
         self.padding = "zero"
+
+
+class _Matrix(NamedTuple):
+    """What a descriptor asks a tensor for."""
+
+    address: int
+    shape: Sequence[int]
+    strides: Sequence[int]
+
+    def data_ptr(self) -> int:
+        return self.address
+
+    def stride(self) -> Sequence[int]:
+        return self.strides
 
 
 class Layouts(NamedTuple):
@@ -47,18 +61,21 @@ def layouts(metas: Sequence[dict[str, Any]]) -> Layouts:
     return Layouts(_numbers.setdefault(values, len(_numbers)), tuple(metas))
 
 
-def tensor_maps(matrix: Tensor, address: int, layouts: Layouts) -> tuple[Any, ...]:
+def maps_at(
+    address: int, shape: Sequence[int], strides: Sequence[int], layouts: Layouts
+) -> tuple[Any, ...]:
     """Return the maps of a matrix, each with its sizes after it, as Triton's launcher takes them."""
-    key = (address, matrix.shape, matrix.stride(), layouts.number)
+    key = (address, shape, strides, layouts.number)
     found = _maps.get(key)
-    return found if found is not None else _encoded(key, matrix, layouts)
+    return found if found is not None else _encoded(key, layouts)
 
 
-def _encoded(key: tuple[Any, ...], matrix: Tensor, layouts: Layouts) -> tuple[Any, ...]:
+def _encoded(key: tuple[Any, ...], layouts: Layouts) -> tuple[Any, ...]:
     from triton.backends.nvidia.driver import make_tensordesc_arg  # not in every build of Triton
 
     if len(_maps) >= MOST_ENTRIES:
         _maps.clear()
+    matrix = _Matrix(*key[:3])
     expanded: list[Any] = []
     for meta in layouts.metas:
         expanded += make_tensordesc_arg(Descriptor(matrix, meta["block_size"]), meta)

@@ -4,8 +4,8 @@
 
 A first launch goes through Triton; a later one calls what was compiled by itself. Both must hand the same
 to the driver, for the same tensors and for others. Prints JSON: a list of cases, each with four rounds,
-the last of them over tensors of other addresses: their launches, and of which tensors maps were encoded.
-FOLDER is for the driver and the cache.
+the last of them over tensors of other addresses: their launches, of which tensors maps were encoded, and
+how many passes were computed in full, not replayed. FOLDER is for the driver and the cache.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ CASES = [
 Launch = tuple[str, tuple[int, ...], tuple[bytes, ...]]
 launches: list[Launch] = []
 encoded: list[int] = []  # addresses
+computed: list[str] = []  # passes
 parameters_of: dict[int, tuple[str, list[int]]] = {}  # function -> name, bytes of each parameter
 
 
@@ -164,22 +165,56 @@ def main(folder: Path) -> None:
     kept = play(folder)
     backend: Any = importlib.import_module("ilora_kernels.backends.triton")
     backend._check_device = lambda _: None
+    note_passes(backend)
     found = []
     for *sizes, fused in CASES:
         linear: Any = importlib.import_module("ilora_kernels.backends.triton.linear")
         linear.fusing_pays = lambda *_, fused=fused: fused
+        backend.replay.forget()
         for dropout_p in (0.0, P):
             same, other = problem(*sizes), problem(*sizes)
             rounds = []
             for tensors in (same, same, same, other):
                 launches.clear()
                 encoded.clear()
+                computed.clear()
                 run(tensors, dropout_p)
                 maps = [name for name, t in tensors.items() if t.data_ptr() in encoded]
-                rounds.append({"launches": list(told(tensors)), "encoded": maps})
+                rounds.append(
+                    {
+                        "launches": list(told(tensors)),
+                        "encoded": maps,
+                        "computed": list(computed),
+                    }
+                )
             found.append({"case": [*sizes, fused, dropout_p], "rounds": rounds})
+    print(json.dumps({"cases": found, "onto": onto_itself(backend)}))
     del kept
-    print(json.dumps(found))
+
+
+def note_passes(backend: Any) -> None:
+    """Note whenever a pass is computed in full."""
+    for name in ("_forward", "_backward"):
+
+        def noting(*arguments: Any, name: str = name, compute: Any = getattr(backend, name)) -> Any:
+            computed.append(name)
+            return compute(*arguments)
+
+        setattr(backend, name, noting)
+
+
+def onto_itself(backend: Any) -> list[str]:
+    """Which tensor the update is added to, called with x for it and then with another one."""
+    tensors = problem(512, 256, 256)
+    x, _, lora_A, lora_B, dy, gate, _ = tensors.values()
+    found = []
+    for base in (x, x, dy):
+        launches.clear()
+        backend.forward(x, None, None, base, lora_A, lora_B, gate, None, 128, 2.0, 0.0, None)
+        _, (name, _, values) = told(tensors)
+        assert name == "delta_kernel"
+        found.append(values[0])
+    return found
 
 
 if __name__ == "__main__":
