@@ -87,7 +87,9 @@ def masked_low_rank(
 ):  # fmt: skip
     """``mask ⊙ (u A)`` for a block of dX; u carries the factor 1/(1-p)."""
     low_rank = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for r in tl.static_range(0, RANK, BLOCK_R):
+    # RANK, but the compiler must not know: of a loop it fetches both operands at once, ahead.
+    end = tl.where(threshold >= 0, RANK, 0)
+    for r in tl.range(0, end, BLOCK_R, num_stages=2):
         low_rank = tl.dot(h_desc.load([row, r]), factor_desc.load([r, column]), low_rank)
     rows = row + tl.arange(0, ROWS)[:, None]
     columns = tl.arange(0, COLUMNS)[None, :]
