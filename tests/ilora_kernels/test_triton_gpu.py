@@ -16,6 +16,7 @@ from torch import Tensor
 from ilora_kernels import gated_lora, gated_lora_linear, use_backend
 from ilora_kernels.graphs import capture
 
+from .noting import noted
 from .problems import (
     GATE_FORMS,
     TRAINABLE,
@@ -187,6 +188,26 @@ def test_the_known_launcher_is_reached_and_called_directly() -> None:
     compiled = [c for how in launching._settings.values() for c in how.compiled.values()]
     assert compiled
     assert all(type(c.run).__name__ == "builtin_function_or_method" for c in compiled)
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+def test_later_passes_are_replayed_and_give_what_the_first_gives(
+    always_fused: None, monkeypatch: pytest.MonkeyPatch, dropout_p: float
+) -> None:
+    if not importlib.import_module("ilora_kernels.backends.triton.launch")._LAUNCHER_IS_KNOWN:
+        pytest.skip("Triton's launcher is called itself in other versions than 3.6")
+    backend = importlib.import_module("ilora_kernels.backends.triton")
+    computed = [noted(monkeypatch, backend, name) for name in ("_forward", "_backward")]
+    problem = on_gpu("instance", **LARGE)
+    results = []
+    for _ in range(3):
+        leaves = problem.leaves()  # at other addresses
+        torch.manual_seed(1)
+        y = leaves.run(dropout_p=dropout_p)
+        results.append([y.detach(), *gradients(leaves, y)])
+    for later in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], later, strict=True))
+    assert [len(answers) for answers in computed] == [1, 1]
 
 
 # ---- Determinism, with kernels that run beside each other

@@ -132,7 +132,7 @@ def compute_tiles(
                 if k >= steps:
                     left, right, position = h_desc, factor_desc, (k - steps) * BLOCK_K
                 if OVERLAP and k == steps - AHEAD:
-                    gdc_wait()  # h is there from here on; it is fetched less than AHEAD steps early
+                    gdc_wait()  # h is there from here on; it is fetched fewer than AHEAD steps early
             x = left.load([row, position])
             if BACKWARD:
                 w = right.load([position, column])
@@ -294,7 +294,8 @@ def _plan(
             "HAS_BIAS": has_bias,
             "MASKED": masked,
             "OVERLAP": overlap,
-            "AHEAD": config.num_stages,
+            # Steps are fetched fewer than num_stages ahead; Blackwell's products may add one.
+            "AHEAD": config.num_stages + (not can_flatten(device)),
             # With one whole tile a program there is no next tile whose loads could run ahead.
             "FLATTEN": config.flatten and whole > programs and can_flatten(device),
         },
