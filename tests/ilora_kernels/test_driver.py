@@ -85,3 +85,9 @@ def test_a_tensor_that_was_two_arguments_once_is_not_taken_for_one_of_them(
     told: dict[str, Any],
 ) -> None:
     assert told["onto"] == ["x", "x", "dy"]
+
+
+def test_watching_a_first_call_keeps_no_output_that_the_pass_has_freed(
+    told: dict[str, Any],
+) -> None:
+    assert told["outputs"] == 1

@@ -132,11 +132,12 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        result = function(*args, **(kwargs or {}))
-        if function is _ALLOCATES:
-            self.allocated.append(result)
-        elif function is not _LOOKS:
+        if function is not _ALLOCATES and function is not _LOOKS:
             self.only_allocates = False
+            self.allocated.clear()  # at once: what the pass has freed is not to add to its peak
+        result = function(*args, **(kwargs or {}))
+        if function is _ALLOCATES and self.only_allocates:
+            self.allocated.append(result)
         return result
 
 
