@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -50,6 +51,25 @@ def test_both_ways_give_the_same_bits(device: torch.device, gate_form: str) -> N
         results.append(found)
     for direct, dispatched in zip(*results, strict=True):
         assert torch.equal(direct, dispatched)
+
+
+@pytest.mark.parametrize("name", ["x", "weight", "lora_A", "lora_B", "gate", "cu_seqlens"])
+def test_an_argument_that_changes_before_the_backward_pass_is_refused(name: str) -> None:
+    problem = random_problem("packed").to(torch.float32).leaves()
+    y = problem.run()
+    with torch.no_grad():
+        getattr(problem, name).add_(1)
+    with pytest.raises(RuntimeError, match="modified" if name == "x" else f"^{name} was modified"):
+        gradients(problem, y)
+
+
+def test_a_frozen_weight_may_come_from_inference_mode() -> None:
+    problem = random_problem("instance").to(torch.float32).leaves()
+    expected = gradients(problem, problem.run())
+    with torch.inference_mode():
+        frozen = problem.weight.clone()
+    found = gradients(problem, replace(problem, weight=frozen).run())
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_nothing_is_recorded_where_no_gradient_is() -> None:
