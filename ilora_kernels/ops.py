@@ -13,7 +13,6 @@ governs the rows ``cu_seqlens[g] … cu_seqlens[g + 1]`` or, without ``cu_seqlen
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -121,21 +120,14 @@ class _EagerGatedLoRA(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         x, weight, _, _, lora_A, lora_B, gate, cu_seqlens, *scalars, seed, backend = arguments
         y, xa = _forward_in_shape(*arguments)
-        ctx.save_for_backward(x, xa, seed)
-        # What lives on anyway is kept beside them: under checkpointing, every tensor that is saved costs
-        # the CPU three hooks. Who changes one is told so in backward, as autograd would.
-        ctx.kept = (weight, lora_A, lora_B, gate, cu_seqlens)
-        ctx.versions = _versions(ctx.kept)
+        ctx.save_for_backward(x, weight, lora_A, lora_B, gate, cu_seqlens, xa, seed)
         ctx.scalars = scalars  # rows_per_gate, scaling, dropout_p
         ctx.backend = backend
         return y
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, xa, seed = ctx.saved_tensors
-        others = (*ctx.kept, xa)
-        if _versions(ctx.kept) != ctx.versions:
-            _refuse_changes(ctx)
+        x, *others, seed = ctx.saved_tensors
         rows, grad_rows = x, grad_y
         if x.ndim != 2:
             rows = x.flatten(0, -2)
@@ -145,21 +137,6 @@ class _EagerGatedLoRA(torch.autograd.Function):
             dx = dx.view(x.shape)
         dbase = grad_y if ctx.needs_input_grad[3] else None
         return dx, None, None, dbase, dA, dB, dgate, None, None, None, None, None, None
-
-
-def _versions(tensors: Sequence[Tensor | None]) -> list[int]:
-    """How often each was changed in place."""
-    return [0 if t is None or t.is_inference() else t._version for t in tensors]
-
-
-def _refuse_changes(ctx: Any) -> None:
-    names = ("weight", "lora_A", "lora_B", "gate", "cu_seqlens")
-    pairs = zip(names, ctx.versions, _versions(ctx.kept), strict=True)
-    changed = " and ".join(name for name, before, now in pairs if now != before)
-    raise RuntimeError(
-        f"{changed} was modified in place between the forward and the backward pass of gated_lora, which "
-        "needs its old value; change it after backward(), or change a copy."
-    )
 
 
 class _GatedLoRA(torch.autograd.Function):

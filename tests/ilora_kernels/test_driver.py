@@ -91,3 +91,9 @@ def test_watching_a_first_call_keeps_no_output_that_the_pass_has_freed(
     told: dict[str, Any],
 ) -> None:
     assert told["outputs"] == 1
+
+
+def test_tensors_of_a_cpu_are_refused_though_a_pass_like_theirs_was_noted(
+    told: dict[str, Any],
+) -> None:
+    assert told["refusal"].startswith("x is on cpu, where the triton backend does not compute")

@@ -38,12 +38,14 @@ def why_unusable() -> str | None:
 
 def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     """See :func:`_forward`, whose launches are noted."""
+    _check_device(arguments[0])
     y, xa = replayed(_forward, arguments)
     return y, xa
 
 
 def backward(*arguments: Any) -> tuple[Tensor, ...]:
     """See :func:`_backward`, whose launches are noted."""
+    _check_device(arguments[0])
     *others, needs = arguments
     return replayed(_backward, (*others, tuple(needs)))
 
@@ -63,7 +65,6 @@ def _forward(
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Return ``y [T, d_out]`` and ``x̂ Aᵀ [T, R]`` before the gates."""
-    _check_device(x)
     rank = lora_A.shape[0]
     y = x.new_empty((x.shape[0], lora_B.shape[0]))
     if y.numel() == 0:
@@ -105,7 +106,6 @@ def _backward(
     needs: tuple[bool, ...],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return dx, dA, dB and dgate; an empty tensor where ``needs`` says nobody asks."""
-    _check_device(x)
     needs_x, needs_A, needs_B, needs_gate = needs
     dx = x.new_empty(x.shape if needs_x else (0,))
     dA = lora_A.new_empty(lora_A.shape) if needs_A else x.new_empty((0,))

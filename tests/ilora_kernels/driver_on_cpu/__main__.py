@@ -166,7 +166,7 @@ def told(tensors: dict[str, Tensor]) -> Iterator[list[Any]]:
 def main(folder: Path) -> None:
     kept = play(folder)
     backend: Any = importlib.import_module("ilora_kernels.backends.triton")
-    backend._check_device = lambda _: None
+    check_device, backend._check_device = backend._check_device, lambda _: None
     note_passes(backend)
     found = []
     for *sizes, fused in CASES:
@@ -191,6 +191,7 @@ def main(folder: Path) -> None:
                 )
             found.append({"case": [*sizes, fused, dropout_p], "rounds": rounds})
     told_of_all = {"onto": onto_itself(backend), "outputs": most_outputs(backend)}
+    told_of_all["refusal"] = refusal(backend, check_device)
     print(json.dumps({"cases": found} | told_of_all))
     del kept
 
@@ -230,6 +231,22 @@ def most_outputs(backend: Any) -> int:
     with Count():
         backend.forward(x, weight, None, None, lora_A, lora_B, gate, None, 64, 2.0, 0.0, None)
     return most
+
+
+def refusal(backend: Any, check_device: Any) -> str:
+    """What a pass says to tensors of a CPU after one like it was noted."""
+    tensors = problem(512, 256, 256)
+    x, _, lora_A, lora_B, _, gate, _ = tensors.values()
+    arguments = (x, None, None, None, lora_A, lora_B, gate, None, 128, 2.0, 0.0, None)
+    for check in (lambda _: None, check_device):
+        backend._check_device = check
+        launches.clear()
+        try:
+            backend.forward(*arguments)
+        except RuntimeError as error:
+            return str(error)
+        assert launches
+    return ""
 
 
 def onto_itself(backend: Any) -> list[str]:
