@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import weakref
 from collections.abc import Callable
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
-from triton.runtime.errors import OutOfResources
 
 from ilora_kernels import gated_lora, use_backend
 from ilora_kernels.backends import triton as backend
@@ -382,85 +381,7 @@ def test_forward_and_backward_give_the_same_bits_twice(
     assert (max(split) > 1) == (case == "split sums")
 
 
-# ---- Launching
-
-
-@pytest.mark.parametrize(
-    ("changed", "compiles_again"),
-    [
-        pytest.param({}, False, id="the same"),
-        pytest.param({"rows": 96}, False, id="other sizes"),
-        pytest.param({"dtype": torch.bfloat16}, True, id="another dtype"),
-        pytest.param({"described": False}, True, id="pointers"),
-        pytest.param({"offset": 1}, True, id="another alignment"),
-        pytest.param({"num_warps": 8}, True, id="more warps"),
-        pytest.param({"room": 4096}, True, id="a storage that 32 bits do not reach, on AMD"),
-    ],
-)
-def test_a_compiled_kernel_is_used_for_its_own_dtypes_and_alignment_alone(
-    monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], compiles_again: bool
-) -> None:
-    """A kernel whose matrices are all described knows their dtype from nothing else."""
-    launching = module("launch")
-    monkeypatch.setattr(launching, "INTERPRETED", False)
-    monkeypatch.setattr(launching, "_settings", {})
-    monkeypatch.setattr(launching, "_ON_AMD", True)
-    monkeypatch.setattr(launching, "_SMALL_STORAGE", 1024)
-    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: 0, raising=False)
-    compiled: list[Any] = []
-    ran: list[Any] = []
-    binary = SimpleNamespace(
-        run=lambda *arguments: ran.append(arguments), function=0, packed_metadata=()
-    )
-
-    class Kernel:
-        fn = None
-
-        def __getitem__(self, grid: Any) -> Any:
-            return lambda *arguments, **options: compiled.append(options) or binary
-
-    kernel = Kernel()
-
-    def run(
-        rows: int = 64,
-        dtype: torch.dtype = torch.float16,
-        described: bool = True,
-        offset: int = 0,
-        num_warps: int = 4,
-        room: int = 128,
-    ) -> None:
-        matrix = torch.zeros(rows, 64, dtype=dtype)
-        sums = torch.zeros(room)[offset:]
-        blocks = (((16, 16),),) if described else ()
-        constants = {"BLOCK": 16, "DESCRIPTORS": described}
-        how = launching.settings(
-            kernel, constants, 0, num_warps=num_warps, num_stages=2, blocks=blocks
-        )
-        launching.launch(how, (1, 1, 1), (matrix, sums), (rows,))
-
-    run()
-    run(**changed)
-    assert len(compiled) == 1 + compiles_again
-    assert len(ran) == 1 - compiles_again
-
-
-@pytest.mark.parametrize("room_for", [3, 2, 1, 0])
-def test_a_kernel_that_does_not_fit_is_compiled_with_fewer_stages(room_for: int) -> None:
-    tried: list[int] = []
-
-    def run(*arguments: Any, num_stages: int, num_warps: int) -> int:
-        tried.append(num_stages)
-        if num_stages > room_for:
-            raise OutOfResources(num_stages, room_for, "shared memory")
-        return num_stages
-
-    compile_ = module("launch")._compile
-    if room_for == 0:
-        with pytest.raises(OutOfResources):
-            compile_(run, (), {"num_warps": 4}, 3)
-    else:
-        assert compile_(run, (), {"num_warps": 4}, 3) == room_for
-    assert tried == list(range(3, max(room_for, 1) - 1, -1))
+# ---- Memory and seeds
 
 
 def test_memory_of_one_output_is_all_that_an_unfused_layer_allocates(
