@@ -27,11 +27,60 @@ from torch import Tensor
 _MULTIPLIER_1 = 0x7FEB352D
 _MULTIPLIER_2 = 0x846CA68B - (1 << 32)  # as the signed integer with the same bits
 _GOLDEN_RATIO = 0x9E3779B9 - (1 << 32)
+_GOLDEN_RATIO_64 = 0x9E3779B97F4A7C15
+
+
+_LARGEST = 2**63 - 1
+_SEEDS_AT_ONCE = 1024
+_APART = 2  # of these numbers every other one is a seed: on addresses of whole 16 bytes
+_OFFSETS_A_SEED = 4  # what torch counts draws in
 
 
 def draw_seed(device: torch.device) -> Tensor:
-    """Return one int64 seed on ``device`` from torch's generator, without a synchronisation."""
-    return torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device=device)
+    """Return one int64 seed ``[1]`` on ``device`` from torch's generator, without a synchronisation.
+
+    On a GPU that generator is a seed and an offset, which a draw moves on, and which
+    ``torch.manual_seed`` and gradient checkpointing set. The result is a function of the two, and one of
+    many that were drawn together: to launch a kernel for each would cost the CPU as much as one of the
+    layer's own. In a CUDA graph, of which every replay is to draw anew, and where torch traces or
+    transforms the call, it is drawn by itself.
+    """
+    if device.type != "cuda" or _recorded() or torch.cuda.is_current_stream_capturing():
+        return torch.randint(0, _LARGEST, (1,), dtype=torch.int64, device=device)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    stream = torch._C._cuda_getCurrentRawStream(index)
+    return _next_seed(torch.cuda.default_generators[index], device, stream)
+
+
+def _next_seed(generator: torch.Generator, device: torch.device, stream: int) -> Tensor:
+    offset = generator.get_offset()
+    generator.set_offset(offset + _OFFSETS_A_SEED)
+    number, place = divmod(offset // _OFFSETS_A_SEED, _SEEDS_AT_ONCE)
+    # What a mode makes of the seeds is not kept for those after it.
+    watched = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
+    draw = _seeds.__wrapped__ if watched else _seeds
+    return draw(device, stream, generator.initial_seed(), number).narrow(0, place * _APART, 1)
+
+
+@functools.lru_cache(maxsize=16)
+def _seeds(device: torch.device, stream: int, seed: int, number: int) -> Tensor:
+    """The seeds of a stretch of offsets, drawn on a stream, on which alone they may be used."""
+    mixed = seed ^ (number + 1) * _GOLDEN_RATIO_64 % 2**63
+    generator = torch.Generator(device).manual_seed(mixed)
+    shape = (_SEEDS_AT_ONCE * _APART,)
+    return torch.randint(0, _LARGEST, shape, generator=generator, dtype=torch.int64, device=device)
+
+
+def _recorded() -> bool:
+    """Whether what is called now is traced, to be called again later, or transformed."""
+    c = torch._C
+    modes = c._TorchDispatchModeKey
+    return (
+        torch.compiler.is_compiling()
+        or c._are_functorch_transforms_active()
+        or c._is_tracing()
+        or any(c._get_dispatch_mode(m) for m in (modes.FAKE, modes.PROXY, modes.FUNCTIONAL))
+    )
 
 
 @functools.lru_cache(maxsize=64)

@@ -25,10 +25,12 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ilora_kernels.backends import triton as backend
-from ilora_kernels.backends.triton.launch import Settings, described
+from ilora_kernels.backends.triton.launch import Settings
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -36,6 +38,8 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+# Whose kernel computes the frozen product: the one for Hopper, Triton's own, or the library's.
+PRODUCTS = {"sm_90": ("hopper", "triton", "library"), "sm_100": ("triton", "library")}
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 MATRIX_INSTRUCTIONS = ("HGMMA", "HMMA", "UTCHMMA")
 DECODED_ROWS = (16, 32, 64, 128)  # of a decoding step; the last of each bucket of padded rows
@@ -63,7 +67,7 @@ class Launch:
 def main(name: str) -> None:
     assert not triton.knobs.runtime.interpret
     records, seen = [], {}
-    for (pass_name, rows, dropout_p, fused), launches in passes(name).items():
+    for (pass_name, rows, dropout_p, product), launches in passes(name).items():
         for launch in launches:
             if launch.key not in seen:
                 seen[launch.key] = resources(launch, name)
@@ -72,7 +76,7 @@ def main(name: str) -> None:
                     "pass": pass_name,
                     "rows": rows,
                     "dropout_p": dropout_p,
-                    "fused": fused,
+                    "product": product,
                     "kernel": launch.kernel.fn.__name__,
                     "masked": dict(launch.constants).get("MASKED", False),
                     "num_warps": launch.num_warps,
@@ -84,28 +88,30 @@ def main(name: str) -> None:
     print(json.dumps(records))
 
 
-def passes(target: str, rank: int = 16) -> dict[tuple[str, int, float, bool], list[Launch]]:
+def passes(target: str, rank: int = 16) -> dict[tuple[str, int, float, str], list[Launch]]:
     """What each pass launches, for every bucket of rows, with and without dropout.
 
-    The fused product where the target can; the library's with ``delta`` once elsewhere. And decoding
-    steps, except on AMD's GPUs, where those take the usual way.
+    With each of the products that the target has; with the last of several for few rows alone. And
+    decoding steps, except on AMD's GPUs, where those take the usual way.
     """
     noted = imitate(target)
-    can_fuse = target in ("sm_90", "sm_100")
+    linear = importlib.import_module(f"{backend.__name__}.linear")
     found = {}
-    for fused in (True, False) if can_fuse else (False,):
-        importlib.import_module(f"{backend.__name__}.linear").fusing_pays = lambda *_, f=fused: f
-        for rows in ROWS if fused or not can_fuse else ROWS[:1]:
+    for product in (products := PRODUCTS.get(target, ("library",))):
+        linear.fusing_pays = lambda *_, fused=product != "library": fused
+        linear.has_hopper_kernels = lambda _, its=product == "hopper": its
+        linear._plan.cache_clear()
+        for rows in ROWS[:1] if product == "library" and len(products) > 1 else ROWS:
             for dropout_p in (0.0, 0.1):
                 for pass_name, run in (("forward", run_forward), ("backward", run_backward)):
                     noted.clear()
                     run(rows, rank, dropout_p)
-                    found[pass_name, rows, dropout_p, fused] = list(noted)
+                    found[pass_name, rows, dropout_p, product] = list(noted)
     for rows in DECODED_ROWS if TARGETS[target].backend == "cuda" else ():
         for columns in DECODED_COLUMNS:
             noted.clear()
             run_forward(rows, rank, 0.0, columns)
-            found[f"decode to {columns} columns", rows, 0.0, False] = list(noted)
+            found[f"decode to {columns} columns", rows, 0.0, "decode"] = list(noted)
     return found
 
 
@@ -114,7 +120,7 @@ def imitate(target: str) -> list[Launch]:
     noted: list[Launch] = []
 
     def note(how: Settings, grid: Any, tensors: Any, numbers: Any) -> None:
-        arguments = (*described(tensors, how.blocks), *numbers)
+        arguments = (*how.described(tensors), *numbers)
         constants = tuple(how.constants.items())
         options = (how.num_warps, how.num_stages, how.overlap)
         noted.append(Launch(how.kernel, arguments, constants, *options))
@@ -178,7 +184,8 @@ def resources(launch: Launch, name: str) -> dict[str, Any]:
     # On a GPU the addresses of whole tensors are multiples of 16 bytes.
     pointers = [i for i, kind in enumerate(signature.values()) if kind.startswith("*")]
     attributes = {(i,): [["tt.divisibility", 16]] for i in pointers}
-    source = ASTSource(launch.kernel, signature, constants, attributes)
+    language = GluonASTSource if launch.kernel.is_gluon() else ASTSource
+    source = language(launch.kernel, signature, constants, attributes)
     options: dict[str, Any] = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
     if launch.overlap:
         options["launch_pdl"] = True
@@ -192,8 +199,9 @@ def resources(launch: Launch, name: str) -> dict[str, Any]:
 
 def type_of(argument: Any) -> str:
     names = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.int64: "i64", torch.int32: "i32"}
-    if isinstance(argument, TensorDescriptor):
-        return f"tensordesc<{names[argument.base.dtype]}{list(argument.block_shape)}>"
+    if isinstance(argument, TensorDescriptor | GluonDescriptor):
+        layout = f",{argument.layout!r}" if isinstance(argument, GluonDescriptor) else ""
+        return f"tensordesc<{names[argument.base.dtype]}{list(argument.block_shape)}{layout}>"
     if isinstance(argument, Tensor):
         return f"*{names[argument.dtype]}"
     return "fp32" if isinstance(argument, float) else "i32"

@@ -74,6 +74,7 @@ def those(records: list[Record], measure: str, wrong: Any) -> dict[str, Any]:
 def test_every_kernel_compiles(records: list[Record], target: str) -> None:
     kernels = {"shrink_kernel", "gradients_kernel", "delta_kernel"}
     kernels |= {"linear_kernel"} if target in ("sm_90", "sm_100") else set()
+    kernels |= {"linear_hopper_kernel"} if target == "sm_90" else set()
     kernels |= {"decode_split_kernel", "decode_finish_kernel"} if target != "gfx942" else set()
     assert {r["kernel"] for r in records} == kernels
     assert those(records, "error", bool) == {}
@@ -121,14 +122,14 @@ def pairs(records: list[Record]) -> list[tuple[Record, Record]]:
     """The product and each small kernel of the same pass."""
     passes: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
-        key = (record["pass"], record["rows"], record["dropout_p"], record["fused"])
+        key = (record["pass"], record["rows"], record["dropout_p"], record["product"])
         passes.setdefault(key, []).append(record)
     return [
         (product, small)
         for launches in passes.values()
         for product in launches
         for small in launches
-        if product["kernel"] == "linear_kernel" and small is not product
+        if product["kernel"].startswith("linear") and small is not product
         if not (product["error"] or small["error"])
     ]
 

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("triton")
 
 ROOT = Path(__file__).parents[2]
-KERNELS = {"shrink", "linear", "gradients", "delta", "decode_split", "decode_finish"}
+KERNELS = {"shrink", "linear_hopper", "gradients", "delta", "decode_split", "decode_finish"}
 
 
 @pytest.fixture(scope="module")

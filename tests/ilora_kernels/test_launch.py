@@ -149,7 +149,7 @@ def prepared(launcher: Any, blocks: Any = (((64, 64),),)) -> Any:
 
 @pytest.fixture(autouse=True)
 def _known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launching, "_LAUNCHER_IS_KNOWN", True)
+    monkeypatch.setattr(launching, "_TRITON_IS_KNOWN", True)
 
 
 def test_the_c_function_is_called_with_what_tritons_launcher_would_add() -> None:
@@ -191,7 +191,7 @@ def test_where_scratch_memory_is_needed_tritons_launcher_allocates_it(
 def test_another_version_of_triton_is_launched_its_own_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(launching, "_LAUNCHER_IS_KNOWN", False)
+    monkeypatch.setattr(launching, "_TRITON_IS_KNOWN", False)
     launcher = CudaLauncher([META])
     assert prepared(launcher).run is launcher
 

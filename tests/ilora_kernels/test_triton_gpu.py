@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -59,6 +59,58 @@ def on_gpu(gate_form: str, dtype: torch.dtype = torch.bfloat16, **size: Any) -> 
     if gate_form == "packed":
         size = size | {"instances": 64, "length": 63}
     return random_problem(gate_form, device="cuda", **size).to(dtype)
+
+
+# ---- Hopper's own kernel
+
+
+@pytest.fixture
+def by_kernel(
+    always_fused: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[bool], None]]:
+    """Let the product be computed by Hopper's own kernel, or by the one for every GPU."""
+    linear = importlib.import_module("ilora_kernels.backends.triton.linear")
+    replay = importlib.import_module("ilora_kernels.backends.triton.replay")
+    if not linear.has_hopper_kernels(torch.cuda.current_device()):
+        pytest.skip("needs Hopper, and Triton 3.6")
+
+    def switch(hopper: bool) -> None:
+        monkeypatch.setattr(linear, "has_hopper_kernels", lambda _: hopper)
+        linear._plan.cache_clear()
+        replay.forget()
+
+    yield switch
+    switch(True)
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [
+        pytest.param({}, torch.bfloat16, id="whole tiles and half ones"),
+        pytest.param({"length": 131, "d_in": 1000, "d_out": 3336}, torch.float16, id="ragged"),
+        pytest.param(
+            {"length": 40, "d_in": 72, "d_out": 136}, torch.bfloat16, id="half tiles alone"
+        ),
+        pytest.param({"rank": 48, "experts": 3}, torch.bfloat16, id="a rank less than its block"),
+        pytest.param({"rank": 160}, torch.float16, id="three blocks of the rank"),
+        pytest.param({"rank": 256}, torch.bfloat16, id="more blocks than slots"),
+        pytest.param({"bias": False, "d_out": 11008}, torch.bfloat16, id="wide"),
+    ],
+)
+def test_hoppers_own_kernel_gives_the_bits_of_the_kernel_for_every_gpu(
+    by_kernel: Callable[[bool], None], size: dict[str, Any], dtype: torch.dtype, dropout_p: float
+) -> None:
+    problem = on_gpu("instance", dtype, **LARGE | size)
+    results = []
+    for hopper in (True, False):
+        by_kernel(hopper)
+        leaves = problem.leaves()
+        torch.manual_seed(1)
+        y = leaves.run(dropout_p=dropout_p)
+        results.append([y.detach(), *gradients(leaves, y)])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
 
 
 # ---- Large shapes
@@ -181,7 +233,7 @@ def test_addresses_that_change_are_freed_and_come_again_give_the_results_of_the_
 @pytest.mark.skipif(torch.version.hip is not None, reason="Triton's launcher for Nvidia's GPUs")
 def test_the_known_launcher_is_reached_and_called_directly() -> None:
     launching = importlib.import_module("ilora_kernels.backends.triton.launch")
-    if not launching._LAUNCHER_IS_KNOWN:
+    if not launching._TRITON_IS_KNOWN:
         pytest.skip("Triton's launcher is called itself in other versions than 3.6")
     problem = on_gpu("instance", **LARGE).leaves()
     gradients(problem, problem.run())
@@ -194,7 +246,7 @@ def test_the_known_launcher_is_reached_and_called_directly() -> None:
 def test_later_passes_are_replayed_and_give_what_the_first_gives(
     always_fused: None, monkeypatch: pytest.MonkeyPatch, dropout_p: float
 ) -> None:
-    if not importlib.import_module("ilora_kernels.backends.triton.launch")._LAUNCHER_IS_KNOWN:
+    if not importlib.import_module("ilora_kernels.backends.triton.launch")._TRITON_IS_KNOWN:
         pytest.skip("Triton's launcher is called itself in other versions than 3.6")
     backend = importlib.import_module("ilora_kernels.backends.triton")
     computed = [noted(monkeypatch, backend, name) for name in ("_forward", "_backward")]

@@ -31,7 +31,7 @@ from ilora_kernels.backends.triton.tensor_maps import (
 )
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
-_LAUNCHER_IS_KNOWN = triton.__version__.split(".")[:2] == ["3", "6"]
+_TRITON_IS_KNOWN = triton.__version__.split(".")[:2] == ["3", "6"]
 
 # On AMD, Triton compiles for pointers into storages of at most so many bytes, or for any.
 _ON_AMD = bool(torch.version.hip)
@@ -67,6 +67,12 @@ def holds_product(device: int) -> bool:
 def can_flatten(device: int) -> bool:
     """Whether Triton 3.6 compiles one loop over tiles and steps: not with Blackwell's accumulators."""
     return INTERPRETED or _capability(device) < 10
+
+
+@functools.cache
+def has_hopper_kernels(device: int) -> bool:
+    """Whether kernels written for Hopper alone run here, in the Gluon that comes with Triton 3.6."""
+    return _TRITON_IS_KNOWN and not INTERPRETED and _capability(device) == 9
 
 
 def _capability(device: int) -> int:
@@ -118,11 +124,18 @@ class Settings:
     num_stages: int
     blocks: Blocks
     overlap: bool
+    describe: Callable[[Tensor, tuple[int, ...]], Any]
     values: tuple[Any, ...] = field(init=False)  # the constants'
     compiled: dict[tuple[Any, ...], _Compiled] = field(default_factory=dict)  # by dtypes, alignment
 
     def __post_init__(self) -> None:
         self.values = tuple(self.constants.values())
+
+    def described(self, tensors: Sequence[Tensor]) -> list[Any]:
+        """The arguments of a first launch: descriptors of the first tensors, then the other tensors."""
+        pairs = zip(tensors, self.blocks, strict=False)
+        matrices = [self.describe(matrix, block) for matrix, blocks in pairs for block in blocks]
+        return [*matrices, *tensors[len(self.blocks) :]]
 
 
 _settings: dict[tuple[Any, ...], Settings] = {}
@@ -137,6 +150,7 @@ def settings(
     num_stages: int,
     blocks: Blocks = (),
     overlap: bool = False,
+    describe: Callable[[Tensor, tuple[int, ...]], Any] = Descriptor,
 ) -> Settings:
     """Return how to launch ``kernel``, the same object for the same settings.
 
@@ -148,8 +162,9 @@ def settings(
             in parts), the blocks in which the copy engine reads or writes it, a descriptor each; the
             other tensors are handed over as addresses.
         overlap: start when the kernel before it releases its dependents, not when it ends.
+        describe: makes the descriptor of a matrix and a block that the kernel's language takes.
     """
-    options = (device, num_warps, num_stages, blocks, overlap)
+    options = (device, num_warps, num_stages, blocks, overlap, describe)
     key = (kernel.fn, *options, *constants.values())
     found = _settings.get(key)
     if found is None:
@@ -195,7 +210,7 @@ def launch(
         numbers: its other run-time arguments, in order.
     """
     if INTERPRETED:
-        how.kernel[grid](*described(tensors, how.blocks), *numbers, **how.constants)
+        how.kernel[grid](*how.described(tensors), *numbers, **how.constants)
         return
     addresses: list[Any] = [*map(_address_of, tensors)]
     key = (_alignment(addresses), *map(_dtype_of, tensors))
@@ -203,7 +218,7 @@ def launch(
         key += tuple(t.untyped_storage().nbytes() <= _SMALL_STORAGE for t in tensors)
     compiled = how.compiled.get(key)
     if compiled is None:
-        compiled = _first_launch(how, grid, (*described(tensors, how.blocks), *numbers))
+        compiled = _first_launch(how, grid, (*how.described(tensors), *numbers))
         how.compiled[key] = compiled
     else:
         _launch_again(how, grid, compiled, tensors, addresses, numbers)
@@ -222,7 +237,7 @@ def _launch_again(
 ) -> None:
     run, head, matrices = compiled
     if matrices is None:
-        addresses[: len(how.blocks)] = described(tensors[: len(how.blocks)], how.blocks)
+        addresses[: len(how.blocks)] = how.described(tensors[: len(how.blocks)])
     elif matrices:
         maps: list[Any] = []
         for matrix, address, its_layouts in zip(tensors, addresses, matrices, strict=False):
@@ -238,13 +253,6 @@ def _first_launch(
     options = {"num_warps": how.num_warps} | ({"launch_pdl": True} if how.overlap else {})
     run = how.kernel[grid]
     return _prepared(_compile(run, arguments, how.constants | options, how.num_stages), how.blocks)
-
-
-def described(tensors: Sequence[Tensor], blocks: Blocks) -> list[Any]:
-    """The arguments of a first launch: descriptors of the first tensors, then the other tensors."""
-    pairs = zip(tensors, blocks, strict=False)
-    matrices = [Descriptor(matrix, block) for matrix, its_blocks in pairs for block in its_blocks]
-    return [*matrices, *tensors[len(blocks) :]]
 
 
 _address_of = Tensor.data_ptr
@@ -268,7 +276,7 @@ def _prepared(compiled: Any, blocks: Blocks) -> _Compiled:
     launcher = compiled.run
     packed, hooks = compiled.packed_metadata, (None, None, None)
     ordinary = _Compiled(launcher, (compiled.function, packed, *hooks), None)
-    known = _LAUNCHER_IS_KNOWN and type(launcher).__name__ == "CudaLauncher"
+    known = _TRITON_IS_KNOWN and type(launcher).__name__ == "CudaLauncher"
     if not known or launcher.global_scratch_size or launcher.profile_scratch_size:
         return ordinary
     entry, metas = launcher.launch, []

@@ -13,6 +13,8 @@ accumulators, and the frozen one is added to it.
 One program a multiprocessor walks over the tiles of y, in an order that keeps a band of x in cache.
 Where the last round of tiles would leave most multiprocessors idle, its tiles are cut in two.
 
+On Hopper the same is computed by ``linear_hopper``, which takes a little less time for it.
+
 h is computed by the kernel launched before this one, which still runs while this one starts. A
 program waits for it before it first fetches some, nearly a tile's worth of arithmetic later; so the first
 tile of a program adds its low-rank part at the end, under dropout too.
@@ -42,21 +44,13 @@ from ilora_kernels.backends.triton.launch import (
     can_overlap,
     current_device,
     describable,
+    has_hopper_kernels,
     holds_product,
     launch,
     settings,
 )
 from ilora_kernels.backends.triton.mask import keep_tile
-
-
-@triton.jit
-def tile_position(tile, num_tiles_m, num_tiles_n, GROUP: tl.constexpr):
-    """Tile number -> row and column of tiles: down a band of GROUP rows, then one column right."""
-    tiles_in_band = GROUP * num_tiles_n
-    first_m = (tile // tiles_in_band) * GROUP
-    height = min(num_tiles_m - first_m, GROUP)
-    within = tile % tiles_in_band
-    return first_m + within % height, within // height
+from ilora_kernels.backends.triton.tiles import tile_position
 
 
 @triton.jit
@@ -272,6 +266,14 @@ def _plan(
 ) -> tuple[Settings, tuple[int, int, int], tuple[int, int]]:
     """What a launch consists of beside its tensors: settings, grid, numbers of tiles."""
     whole, half = tile_counts(rows, columns, config.block_m, config.block_n, programs)
+    grid = (min(programs, max(whole, half)), 1, 1)
+    if has_hopper_kernels(device):
+        # Not at the top: what it is written in does not come with every Triton.
+        from ilora_kernels.backends.triton.linear_hopper import hopper_settings
+
+        how = hopper_settings(config, rank, programs, device, backward, masked, has_bias)
+        if how is not None:
+            return how, grid, (whole, half)
     # Not masked, the rank is one of the steps of the loop, or several.
     block_r = rank_block(rank, limit=64) if masked else config.block_k
     part = config.block_n // config.parts
@@ -315,4 +317,4 @@ def _plan(
         ),
         overlap=overlap,
     )
-    return how, (min(programs, max(whole, half)), 1, 1), (whole, half)
+    return how, grid, (whole, half)

@@ -112,8 +112,8 @@ def note_maps() -> None:
 
 
 def bytes_of(kind: str) -> list[int]:
-    if kind.startswith("tensordesc"):  # tensordesc<bf16[64, 64]>: the map, sizes and strides
-        dimensions = kind.count(",") + 1
+    if kind.startswith("tensordesc"):  # tensordesc<bf16[64, 64], ...>: the map, sizes and strides
+        dimensions = kind.partition("]")[0].count(",") + 1
         return [MAP_BYTES, *[4] * dimensions, *[8] * dimensions]
     return [8] if kind[0] == "*" else [NUMBER_BYTES[kind]]
 
