@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -99,7 +102,8 @@ def train(
     clock = TrainingClock(checkpoint)
     trainer.add_callback(clock)
     if model.trainable_parameters():  # method none is saved as it is
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with _lasting_objects_left_alone():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     record = {
         "method": settings.adapter.method,
         "seed": settings.seed,
@@ -118,6 +122,20 @@ def train(
         )
     trainer.accelerator.wait_for_everyone()
     return TrainingResult(model.eval(), out / "model", record)
+
+
+@contextmanager
+def _lasting_objects_left_alone() -> Iterator[None]:
+    """Spare the garbage collector what exists now: torch, transformers and the model.
+
+    Every step makes so many small objects that it would look through all of those again and again.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def build_recommender(

@@ -13,6 +13,7 @@ the interpreter, and where Triton's launcher is not the one that ``launch`` know
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ from ilora_kernels.backends.triton.launch import (
 from ilora_kernels.backends.triton.tensor_maps import maps_at
 
 MOST_PASSES = 4096
+_ALIGNMENT = 256  # bytes
 
 _ALLOCATES = torch.ops.aten.new_empty.default
 _LOOKS = torch.ops.aten.view.default
@@ -39,17 +41,18 @@ _LOOKS = torch.ops.aten.view.default
 class _Launch(NamedTuple):
     run: Callable[..., Any]
     head: tuple[Any, ...]  # what ``run`` takes after the grid and the stream
-    # For each tensor its number, among the pass's own and then those that it allocates; and where it is
-    # handed over as maps its shape, strides and layouts.
+    # For each tensor its number, among the pass's arguments, then its results, then what else it
+    # allocates; and where it is handed over as maps its shape, strides and layouts.
     tensors: tuple[tuple[int, tuple[Any, ...] | None], ...]
     tail: tuple[Any, ...]  # numbers and constants
     grid: tuple[int, int, int]
 
 
 class _Pass(NamedTuple):
-    allocated: tuple[tuple[torch.Size, torch.dtype], ...]
+    results: tuple[tuple[torch.Size, torch.dtype], ...]
+    offsets: tuple[int, ...]  # of what else is allocated, in one piece of memory
+    num_bytes: int  # of that
     launches: tuple[_Launch, ...]
-    results: tuple[int, ...]  # numbers among the allocated
 
 
 # By layouts and numbers; None for a pass that is more than its launches.
@@ -83,8 +86,12 @@ def replayed(
     if noted is _UNKNOWN:
         return _first(key, compute, arguments, tensors)
     new_empty = arguments[0].new_empty
-    fresh = [new_empty(shape, dtype=dtype) for shape, dtype in noted.allocated]
-    addresses += [tensor.data_ptr() for tensor in fresh]
+    results = [new_empty(shape, dtype=dtype) for shape, dtype in noted.results]
+    addresses += [tensor.data_ptr() for tensor in results]
+    if noted.offsets:
+        memory = new_empty((noted.num_bytes,), dtype=torch.uint8)
+        start = memory.data_ptr()
+        addresses += [start + offset for offset in noted.offsets]
     stream = torch._C._cuda_getCurrentRawStream(device)
     for run, head, its_tensors, tail, grid in noted.launches:
         handed: list[Any] = []
@@ -94,7 +101,7 @@ def replayed(
             else:
                 handed += maps_at(addresses[number], *layout)
         run(*grid, stream, *head, *handed, *tail)
-    return tuple([fresh[number] for number in noted.results])
+    return tuple(results)
 
 
 def forget() -> None:
@@ -148,8 +155,11 @@ def _noted(
     results: Sequence[Tensor],
 ) -> _Pass | None:
     """The pass, or None where a launch cannot be made again without asking torch or Triton."""
+    inner = [t for t in allocated if not any(t is result for result in results)]
+    if len(allocated) - len(inner) != len(results):
+        return None  # a result that the pass did not allocate
     numbers: dict[int, int] = {}  # by address; that of an empty tensor and of None is 0
-    for number, tensor in enumerate((*tensors, *allocated)):
+    for number, tensor in enumerate((*tensors, *results, *inner)):
         address = 0 if tensor is None else tensor.data_ptr()
         if address and address in numbers:
             return None  # two tensors in one memory: which one a kernel was handed cannot be seen
@@ -165,8 +175,6 @@ def _noted(
         pairs = zip((numbers[t.data_ptr()] for t in its_tensors), layouts, strict=True)
         tail = (*its_numbers, *how.values)
         launches.append(_Launch(compiled.run, compiled.head, tuple(pairs), tail, grid))
-    of_result = [[i for i, t in enumerate(allocated) if t is result] for result in results]
-    if not all(of_result):
-        return None
-    shapes = tuple((tensor.shape, tensor.dtype) for tensor in allocated)
-    return _Pass(shapes, tuple(launches), tuple(found[0] for found in of_result))
+    ends = [0, *itertools.accumulate(-(-t.nbytes // _ALIGNMENT) * _ALIGNMENT for t in inner)]
+    shapes = tuple((tensor.shape, tensor.dtype) for tensor in results)
+    return _Pass(shapes, tuple(ends[:-1]), ends[-1], tuple(launches))
