@@ -57,22 +57,28 @@ class Launch:
     num_warps: int
     num_stages: int
     overlap: bool
+    registers: int | None
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What is compiled once. (The dtypes of the pointers follow from the constants.)"""
-        return (self.kernel.fn.__name__, self.constants, self.num_warps, self.num_stages)
+        """What is compiled once."""
+        types = tuple(map(type_of, self.arguments))
+        return (self.kernel.fn.__name__, types, self.constants, self.num_warps, self.num_stages)
 
 
 def main(name: str) -> None:
     assert not triton.knobs.runtime.interpret
     records, seen = [], {}
-    for (pass_name, rows, dropout_p, product), launches in passes(name).items():
+    found = [(16, *item) for item in passes(name).items()]
+    if name in PRODUCTS:
+        found += [(64, *item) for item in passes(name, 64).items()]
+    for rank, (pass_name, rows, dropout_p, product), launches in found:
         for launch in launches:
             if launch.key not in seen:
                 seen[launch.key] = resources(launch, name)
             records.append(
                 {
+                    "rank": rank,
                     "pass": pass_name,
                     "rows": rows,
                     "dropout_p": dropout_p,
@@ -122,7 +128,7 @@ def imitate(target: str) -> list[Launch]:
     def note(how: Settings, grid: Any, tensors: Any, numbers: Any) -> None:
         arguments = (*how.described(tensors), *numbers)
         constants = tuple(how.constants.items())
-        options = (how.num_warps, how.num_stages, how.overlap)
+        options = (how.num_warps, how.num_stages, how.overlap, how.registers)
         noted.append(Launch(how.kernel, arguments, constants, *options))
 
     hopper_or_newer = target in ("sm_90", "sm_100")
@@ -189,6 +195,8 @@ def resources(launch: Launch, name: str) -> dict[str, Any]:
     options: dict[str, Any] = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
     if launch.overlap:
         options["launch_pdl"] = True
+    if launch.registers is not None:
+        options["maxnreg"] = launch.registers
     try:
         compiled = triton.compile(source, target=target, options=options)
     except (RuntimeError, triton.CompilationError) as error:

@@ -124,6 +124,7 @@ class Settings:
     num_stages: int
     blocks: Blocks
     overlap: bool
+    registers: int | None
     describe: Callable[[Tensor, tuple[int, ...]], Any]
     values: tuple[Any, ...] = field(init=False)  # the constants'
     compiled: dict[tuple[Any, ...], _Compiled] = field(default_factory=dict)  # by dtypes, alignment
@@ -150,6 +151,7 @@ def settings(
     num_stages: int,
     blocks: Blocks = (),
     overlap: bool = False,
+    registers: int | None = None,
     describe: Callable[[Tensor, tuple[int, ...]], Any] = Descriptor,
 ) -> Settings:
     """Return how to launch ``kernel``, the same object for the same settings.
@@ -162,9 +164,10 @@ def settings(
             in parts), the blocks in which the copy engine reads or writes it, a descriptor each; the
             other tensors are handed over as addresses.
         overlap: start when the kernel before it releases its dependents, not when it ends.
+        registers: how many a thread may have at most; None leaves it to the compiler.
         describe: makes the descriptor of a matrix and a block that the kernel's language takes.
     """
-    options = (device, num_warps, num_stages, blocks, overlap, describe)
+    options = (device, num_warps, num_stages, blocks, overlap, registers, describe)
     key = (kernel.fn, *options, *constants.values())
     found = _settings.get(key)
     if found is None:
@@ -250,7 +253,11 @@ def _launch_again(
 def _first_launch(
     how: Settings, grid: tuple[int, int, int], arguments: tuple[Any, ...]
 ) -> _Compiled:
-    options = {"num_warps": how.num_warps} | ({"launch_pdl": True} if how.overlap else {})
+    options: dict[str, Any] = {"num_warps": how.num_warps}
+    if how.overlap:
+        options["launch_pdl"] = True
+    if how.registers is not None:
+        options["maxnreg"] = how.registers
     run = how.kernel[grid]
     return _prepared(_compile(run, arguments, how.constants | options, how.num_stages), how.blocks)
 
