@@ -20,6 +20,7 @@ tests), and with one multiplication less they do. All arithmetic is modulo 2³²
 from __future__ import annotations
 
 import functools
+import threading
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ _LARGEST = 2**63 - 1
 _SEEDS_AT_ONCE = 1024
 _APART = 2  # of these numbers every other one is a seed: on addresses of whole 16 bytes
 _OFFSETS_A_SEED = 4  # what torch counts draws in
+_one_at_a_time = threading.Lock()
 
 
 def draw_seed(device: torch.device) -> Tensor:
@@ -53,8 +55,9 @@ def draw_seed(device: torch.device) -> Tensor:
 
 
 def _next_seed(generator: torch.Generator, device: torch.device, stream: int) -> Tensor:
-    offset = generator.get_offset()
-    generator.set_offset(offset + _OFFSETS_A_SEED)
+    with _one_at_a_time:
+        offset = generator.get_offset()
+        generator.set_offset(offset + _OFFSETS_A_SEED)
     number, place = divmod(offset // _OFFSETS_A_SEED, _SEEDS_AT_ONCE)
     # What a mode makes of the seeds is not kept for those after it.
     watched = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()

@@ -62,6 +62,7 @@ def after(slot, phase, SLOTS: gl.constexpr):
 
 @gluon.jit
 def before(slot, SLOTS: gl.constexpr):
+    """The slot before."""
     return gl.where(slot == 0, SLOTS - 1, slot - 1)
 
 
@@ -81,7 +82,7 @@ def fill(slot, ring, left_desc, right_desc, row, column, depth, BACKWARD: gl.con
 
 @gluon.jit
 def fill_next(
-    slot, cursor, ring, descs, tiles, steps,
+    slot, cursor, feed,
     BLOCK_N: gl.constexpr, RANK_STEPS: gl.constexpr, GROUP: gl.constexpr,
     PROGRAMS: gl.constexpr, BACKWARD: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
@@ -89,8 +90,10 @@ def fill_next(
 
     The cursor is a tile, where that lies, and how many of its slots have been filled: one a step over
     the depth, and those over the rank after them or, under a mask, before them. A program's first tile
-    always has them after: until then h may not be there.
+    always has them after: until then h may not be there. ``feed`` is what stays: the ring, the matrices,
+    the numbers of tiles, and how many steps over the depth each takes.
     """
+    ring, descs, tiles, steps = feed
     x_desc, w_desc, w_half_desc, h_desc, factor_desc, factor_half_desc = descs
     whole_tiles, all_tiles = tiles[0], tiles[1]
     tile, row, column, filled = cursor
@@ -173,15 +176,16 @@ def masked(tile, row, column, seed_ptr, threshold, layout: gl.constexpr):
 
 @gluon.jit
 def compute_tiles(
-    begin, end, slot, phase, cursor, ring, y_slots, descs, w_desc, factor_desc, y_desc,
-    bias_ptr, seed_ptr, tiles, N, steps, threshold,
+    begin, end, slot, phase, cursor, feed, w_desc, factor_desc, y_desc, y_slots, bias_ptr, seed_ptr,
+    N, threshold,
     WIDTH: gl.constexpr,  # of these tiles: BLOCK_N or half of that
     BLOCK_N: gl.constexpr, RANK_STEPS: gl.constexpr, GROUP: gl.constexpr,
     PROGRAMS: gl.constexpr, BACKWARD: gl.constexpr, HAS_BIAS: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
     """Write every PROGRAMS-th tile from ``begin`` on; return what is next in the ring, and the cursor."""
-    x_desc, h_desc = descs[0], descs[3]
+    ring, descs, tiles, steps = feed
     left_slots, right_slots, full = ring
+    x_desc, h_desc = descs[0], descs[3]
     BLOCK_M: gl.constexpr = x_desc.block_type.shape[0]
     PART: gl.constexpr = y_desc.block_type.shape[1]
     SLOTS: gl.constexpr = full.shape[0]
@@ -197,8 +201,7 @@ def compute_tiles(
                 mbarrier.wait(full.index(slot), phase)
                 accumulator = multiplied(accumulator, slot, ring, h_desc, factor_desc, False, 0)
                 cursor = fill_next(
-                    slot, cursor, ring, descs, tiles, steps,
-                    BLOCK_N, RANK_STEPS, GROUP, PROGRAMS, BACKWARD, MASKED,
+                    slot, cursor, feed, BLOCK_N, RANK_STEPS, GROUP, PROGRAMS, BACKWARD, MASKED,
                 )  # fmt: skip
                 slot, phase = after(slot, phase, SLOTS)
             accumulator = masked(accumulator, row, column, seed_ptr, threshold, layout)
@@ -208,7 +211,7 @@ def compute_tiles(
             accumulator = multiplied(accumulator, slot, ring, x_desc, w_desc, not BACKWARD, 1)
             if step > 0:  # the slot before this one has been read
                 cursor = fill_next(
-                    before(slot, SLOTS), cursor, ring, descs, tiles, steps,
+                    before(slot, SLOTS), cursor, feed,
                     BLOCK_N, RANK_STEPS, GROUP, PROGRAMS, BACKWARD, MASKED,
                 )  # fmt: skip
             slot, phase = after(slot, phase, SLOTS)
@@ -219,14 +222,13 @@ def compute_tiles(
                     accumulator, slot, ring, h_desc, factor_desc, not BACKWARD, 1
                 )
                 cursor = fill_next(
-                    before(slot, SLOTS), cursor, ring, descs, tiles, steps,
+                    before(slot, SLOTS), cursor, feed,
                     BLOCK_N, RANK_STEPS, GROUP, PROGRAMS, BACKWARD, MASKED,
                 )  # fmt: skip
                 slot, phase = after(slot, phase, SLOTS)
         accumulator = warpgroup_mma_wait(0, deps=(accumulator,))
         cursor = fill_next(
-            before(slot, SLOTS), cursor, ring, descs, tiles, steps,
-            BLOCK_N, RANK_STEPS, GROUP, PROGRAMS, BACKWARD, MASKED,
+            before(slot, SLOTS), cursor, feed, BLOCK_N, RANK_STEPS, GROUP, PROGRAMS, BACKWARD, MASKED,
         )  # fmt: skip
 
         PARTS: gl.constexpr = WIDTH // PART
@@ -257,8 +259,7 @@ def compute_tiles(
         if MASKED and tile < PROGRAMS:
             for _r in gl.static_range(RANK_STEPS):
                 cursor = fill_next(
-                    slot, cursor, ring, descs, tiles, steps,
-                    BLOCK_N, RANK_STEPS, GROUP, PROGRAMS, BACKWARD, MASKED,
+                    slot, cursor, feed, BLOCK_N, RANK_STEPS, GROUP, PROGRAMS, BACKWARD, MASKED,
                 )  # fmt: skip
                 slot, phase = after(slot, phase, SLOTS)
     return slot, phase, cursor
@@ -302,27 +303,25 @@ def linear_hopper_kernel(
     right_slots = gl.allocate_shared_memory(w_desc.dtype, [SLOTS, w[0], w[1]], w_desc.layout)
     y_slots = gl.allocate_shared_memory(y_desc.dtype, [BUFFERS, y[0], y[1]], y_desc.layout)
 
-    ring = (left_slots, right_slots, full)
     descs = (x_desc, w_desc, w_half_desc, h_desc, factor_desc, factor_half_desc)
     num_tiles_m, num_tiles_n = gl.cdiv(T, BLOCK_M), gl.cdiv(N, BLOCK_N)
     tiles = (whole_tiles, whole_tiles + half_tiles, num_tiles_m, num_tiles_n)
-    steps = gl.cdiv(K, x[1])
+    feed = ((left_slots, right_slots, full), descs, tiles, gl.cdiv(K, x[1]))
     program = gl.program_id(0)
     row, column = place_of(program, tiles, BLOCK_M, BLOCK_N, GROUP)
     cursor = (program, row, column, gl.to_tensor(0))
     for slot in gl.static_range(SLOTS):
         cursor = fill_next(
-            slot, cursor, ring, descs, tiles, steps,
-            BLOCK_N, RANK_STEPS, GROUP, PROGRAMS, BACKWARD, MASKED,
+            slot, cursor, feed, BLOCK_N, RANK_STEPS, GROUP, PROGRAMS, BACKWARD, MASKED,
         )  # fmt: skip
     slot, phase, cursor = compute_tiles(
-        program, whole_tiles, gl.to_tensor(0), gl.to_tensor(0), cursor, ring, y_slots,
-        descs, w_desc, factor_desc, y_desc, bias_ptr, seed_ptr, tiles, N, steps, threshold,
+        program, whole_tiles, gl.to_tensor(0), gl.to_tensor(0), cursor, feed,
+        w_desc, factor_desc, y_desc, y_slots, bias_ptr, seed_ptr, N, threshold,
         BLOCK_N, BLOCK_N, RANK_STEPS, GROUP, PROGRAMS, BACKWARD, HAS_BIAS, MASKED,
     )  # fmt: skip
     compute_tiles(
-        whole_tiles + program, whole_tiles + half_tiles, slot, phase, cursor, ring, y_slots,
-        descs, w_half_desc, factor_half_desc, y_desc, bias_ptr, seed_ptr, tiles, N, steps, threshold,
+        whole_tiles + program, whole_tiles + half_tiles, slot, phase, cursor, feed,
+        w_half_desc, factor_half_desc, y_desc, y_slots, bias_ptr, seed_ptr, N, threshold,
         BLOCK_N // 2, BLOCK_N, RANK_STEPS, GROUP, PROGRAMS, BACKWARD, HAS_BIAS, MASKED,
     )  # fmt: skip
     tma.store_wait(0)
