@@ -30,7 +30,6 @@ _MULTIPLIER_2 = 0x846CA68B - (1 << 32)  # as the signed integer with the same bi
 _GOLDEN_RATIO = 0x9E3779B9 - (1 << 32)
 _GOLDEN_RATIO_64 = 0x9E3779B97F4A7C15
 
-
 _LARGEST = 2**63 - 1
 _SEEDS_AT_ONCE = 1024
 _APART = 2  # of these numbers every other one is a seed: on addresses of whole 16 bytes
@@ -71,7 +70,10 @@ def _seeds(device: torch.device, stream: int, seed: int, number: int) -> Tensor:
     mixed = seed ^ (number + 1) * _GOLDEN_RATIO_64 % 2**63
     generator = torch.Generator(device).manual_seed(mixed)
     shape = (_SEEDS_AT_ONCE * _APART,)
-    return torch.randint(0, _LARGEST, shape, generator=generator, dtype=torch.int64, device=device)
+    with torch.inference_mode(False):  # a later call may have to save them for its backward pass
+        return torch.randint(
+            0, _LARGEST, shape, generator=generator, dtype=torch.int64, device=device
+        )
 
 
 def _recorded() -> bool:

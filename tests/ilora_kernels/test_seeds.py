@@ -57,6 +57,18 @@ def test_seeds_are_of_the_shape_and_at_the_addresses_that_kernels_take() -> None
         assert (seed.data_ptr() - seed.untyped_storage().data_ptr()) % 16 == 0
 
 
+def test_seeds_drawn_in_inference_can_be_saved_for_a_backward_pass_later() -> None:
+    dropout._seeds.cache_clear()
+    with torch.inference_mode():
+        seeds_from(9, 0, 1)
+    generator: Any = Counter(9)
+    seed = dropout._next_seed(generator, torch.device("cpu"), 0)
+    assert dropout._seeds.cache_info().hits == 1
+    weight = torch.ones(1, requires_grad=True)
+    (weight * seed).sum().backward()  # saves the seed
+    assert weight.grad is not None
+
+
 def test_what_a_mode_makes_of_seeds_is_the_same_and_not_kept() -> None:
     class Another(TorchDispatchMode):
         seen = 0
