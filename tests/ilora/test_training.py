@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import shutil
@@ -164,6 +165,23 @@ def test_the_language_model_and_the_encoder_come_out_as_they_went_in(
     assert len(frozen) > 20
     for name, parameter in trained.named_parameters():
         assert (name in frozen) == torch.equal(parameter, fresh.get_parameter(name)), name
+
+
+def test_the_garbage_collector_is_spared_what_lasts_until_training_ends(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spared: list[int] = []
+    step = RecommenderTrainer.training_step
+
+    def watched(*arguments: Any, **options: Any) -> Tensor:
+        spared.append(gc.get_freeze_count())
+        return step(*arguments, **options)
+
+    before = gc.get_freeze_count()
+    monkeypatch.setattr(RecommenderTrainer, "training_step", watched)
+    train(world.settings({"training.max_steps": 1}), tmp_path / "run", device="cpu")
+    assert min(spared) > before + 10_000
+    assert gc.get_freeze_count() <= before
 
 
 def test_a_lone_process_uses_one_gpu(world: World, tmp_path: Path) -> None:

@@ -196,6 +196,25 @@ def test_another_version_of_triton_is_launched_its_own_way(
     assert prepared(launcher).run is launcher
 
 
+@pytest.mark.parametrize(
+    ("known", "interpreted", "capability", "there"),
+    [
+        pytest.param(True, False, 9, True, id="Hopper"),
+        pytest.param(True, False, 8, False, id="Ampere"),
+        pytest.param(True, False, 10, False, id="Blackwell"),
+        pytest.param(True, True, 9, False, id="interpreted"),
+        pytest.param(False, False, 9, False, id="another Triton"),
+    ],
+)
+def test_hoppers_own_kernels_run_on_hopper_with_the_triton_they_were_written_for(
+    monkeypatch: pytest.MonkeyPatch, known: bool, interpreted: bool, capability: int, there: bool
+) -> None:
+    monkeypatch.setattr(launching, "_TRITON_IS_KNOWN", known)
+    monkeypatch.setattr(launching, "INTERPRETED", interpreted)
+    monkeypatch.setattr(launching, "_capability", lambda _: capability)
+    assert launching.has_hopper_kernels.__wrapped__(0) is there
+
+
 # ---- What is compiled, and with how many stages
 
 

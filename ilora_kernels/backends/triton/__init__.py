@@ -3,10 +3,11 @@
     forward     shrink(x) ── h ──▶ linear(x, W, h, B) ──▶ y
     backward    shrink(dY) ── u ──▶ linear(dY, W, u, A) ──▶ dX;  gradients(x, u, dY, h) ──▶ dA, dB, dG
 
-Each file holds one kernel and its launch. The kernels of a pass overlap: shrink runs beside the first
-tiles of the product, the gradients beside its last ones. Where the product's kernel cannot run (no
-copy engine before Hopper, rows that are not whole units of 16 bytes, float32) or does not pay, the
-frozen product is the library's and ``delta`` adds the low-rank part to it.
+Each file holds one kernel and its launch; the product has a second one, for Hopper. The kernels of a
+pass overlap: shrink runs beside the first tiles of the product, the gradients beside its last ones.
+Where the product's kernel cannot run (no copy engine before Hopper, rows that are not whole units of 16
+bytes, float32) or does not pay, the frozen product is the library's and ``delta`` adds the low-rank part
+to it.
 """
 
 from __future__ import annotations
