@@ -49,6 +49,7 @@ class Diagnosis:
         disk_free_gib: on the disk of the current folder.
         cuda: the CUDA version that torch was built with; None for a CPU build.
         backends: backend -> None if it is usable, else why not.
+        drawbacks: usable backend -> why it could do more elsewhere, where it could.
         chosen: ``"cpu"`` and ``"cuda"`` -> the backend that will run there.
         cuda_kernels: what the installation built of them, or why nothing.
         nvcc, compiler: paths of the CUDA and the C++ compiler; None where there is none.
@@ -63,6 +64,7 @@ class Diagnosis:
     cuda: str | None
     gpus: tuple[Gpu, ...]
     backends: dict[str, str | None]
+    drawbacks: dict[str, str]
     chosen: dict[str, Choice]
     cuda_kernels: str
     nvcc: str | None
@@ -90,7 +92,7 @@ class Diagnosis:
         lines.append(("C++ compiler", self.compiler or "not found"))
         lines.append(("CUDA kernels", self.cuda_kernels))
         lines += [
-            (f"backend {name}", "usable" if reason is None else f"not usable: {reason}")
+            (f"backend {name}", self._usable(name) if reason is None else f"not usable: {reason}")
             for name, reason in self.backends.items()
         ]
         for device, choice in self.chosen.items():
@@ -98,6 +100,9 @@ class Diagnosis:
                 (f"on {device.upper()} runs", f"{choice.backend or 'nothing'}: {choice.reason}")
             )
         return lines
+
+    def _usable(self, name: str) -> str:
+        return f"usable; {self.drawbacks[name]}" if name in self.drawbacks else "usable"
 
 
 def diagnose(folder: Path = Path()) -> Diagnosis:
@@ -109,7 +114,7 @@ def diagnose(folder: Path = Path()) -> Diagnosis:
     Raises:
         InputError: ``ILORA_BACKEND`` names no backend.
     """
-    usable = _backends()
+    usable, drawbacks = _backends()
     gpus = _gpus()
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     return Diagnosis(
@@ -122,6 +127,7 @@ def diagnose(folder: Path = Path()) -> Diagnosis:
         cuda=torch.version.cuda,
         gpus=gpus,
         backends=usable,
+        drawbacks=drawbacks,
         chosen=choose(usable, os.environ.get("ILORA_BACKEND", ""), has_gpu=bool(gpus)),
         cuda_kernels=_cuda_kernels(),
         nvcc=shutil.which("nvcc"),
@@ -172,12 +178,12 @@ def free_memory_gib(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = CGROUP
     return min(free, limit - used) / GIB
 
 
-def _backends() -> dict[str, str | None]:
+def _backends() -> tuple[dict[str, str | None], dict[str, str]]:
     try:
-        from ilora_kernels import backends
+        from ilora_kernels.backends import backends, drawbacks
     except ValueError as error:  # an ILORA_BACKEND that does not exist
         raise InputError(str(error)) from None
-    return backends()
+    return backends(), drawbacks()
 
 
 def _cuda_kernels() -> str:

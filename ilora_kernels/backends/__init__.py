@@ -41,6 +41,14 @@ def backends() -> dict[str, str | None]:
     return {name: _why_unusable(name) for name in _PREFERENCE}
 
 
+def drawbacks() -> dict[str, str]:
+    """Return for each usable backend that could do more elsewhere one sentence that says why."""
+    if _why_unusable("triton"):
+        return {}
+    reason = _module("triton").drawback()
+    return {} if reason is None else {"triton": reason}
+
+
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Compute everything inside the block with one backend: ``"torch"``, ``"triton"`` or ``"cuda"``.

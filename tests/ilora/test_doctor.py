@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,13 @@ def test_the_table_gives_the_reason_of_every_unusable_backend() -> None:
     diagnosis = diagnose()
     table = dict(diagnosis.table())
     for name, reason in diagnosis.backends.items():
-        assert table[f"backend {name}"] == ("usable" if reason is None else f"not usable: {reason}")
+        told = table[f"backend {name}"]
+        assert told.startswith("usable") if reason is None else told == f"not usable: {reason}"
+
+
+def test_what_a_usable_backend_could_do_better_elsewhere_is_told() -> None:
+    held_back = replace(diagnose(), drawbacks={"torch": "there is a newer one."})
+    assert dict(held_back.table())["backend torch"] == "usable; there is a newer one."
 
 
 def test_what_was_built_of_the_cuda_kernels_is_told() -> None:

@@ -149,7 +149,7 @@ def prepared(launcher: Any, blocks: Any = (((64, 64),),)) -> Any:
 
 @pytest.fixture(autouse=True)
 def _known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launching, "_TRITON_IS_KNOWN", True)
+    monkeypatch.setattr(launching, "TRITON_IS_KNOWN", True)
 
 
 def test_the_c_function_is_called_with_what_tritons_launcher_would_add() -> None:
@@ -191,9 +191,18 @@ def test_where_scratch_memory_is_needed_tritons_launcher_allocates_it(
 def test_another_version_of_triton_is_launched_its_own_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(launching, "_TRITON_IS_KNOWN", False)
+    monkeypatch.setattr(launching, "TRITON_IS_KNOWN", False)
     launcher = CudaLauncher([META])
     assert prepared(launcher).run is launcher
+
+
+def test_another_version_of_triton_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = importlib.import_module("ilora_kernels.backends.triton")
+    monkeypatch.setattr(backend, "TRITON_IS_KNOWN", True)
+    assert backend.drawback() is None
+    monkeypatch.setattr(backend, "TRITON_IS_KNOWN", False)
+    monkeypatch.setattr("triton.__version__", "3.7.1")
+    assert backend.drawback().startswith("Triton 3.7.1 is not 3.6")
 
 
 @pytest.mark.parametrize(
@@ -209,7 +218,7 @@ def test_another_version_of_triton_is_launched_its_own_way(
 def test_hoppers_own_kernels_run_on_hopper_with_the_triton_they_were_written_for(
     monkeypatch: pytest.MonkeyPatch, known: bool, interpreted: bool, capability: int, there: bool
 ) -> None:
-    monkeypatch.setattr(launching, "_TRITON_IS_KNOWN", known)
+    monkeypatch.setattr(launching, "TRITON_IS_KNOWN", known)
     monkeypatch.setattr(launching, "INTERPRETED", interpreted)
     monkeypatch.setattr(launching, "_capability", lambda _: capability)
     assert launching.has_hopper_kernels.__wrapped__(0) is there

@@ -233,7 +233,7 @@ def test_addresses_that_change_are_freed_and_come_again_give_the_results_of_the_
 @pytest.mark.skipif(torch.version.hip is not None, reason="Triton's launcher for Nvidia's GPUs")
 def test_the_known_launcher_is_reached_and_called_directly() -> None:
     launching = importlib.import_module("ilora_kernels.backends.triton.launch")
-    if not launching._TRITON_IS_KNOWN:
+    if not launching.TRITON_IS_KNOWN:
         pytest.skip("Triton's launcher is called itself in other versions than 3.6")
     problem = on_gpu("instance", **LARGE).leaves()
     gradients(problem, problem.run())
@@ -246,7 +246,7 @@ def test_the_known_launcher_is_reached_and_called_directly() -> None:
 def test_later_passes_are_replayed_and_give_what_the_first_gives(
     always_fused: None, monkeypatch: pytest.MonkeyPatch, dropout_p: float
 ) -> None:
-    if not importlib.import_module("ilora_kernels.backends.triton.launch")._TRITON_IS_KNOWN:
+    if not importlib.import_module("ilora_kernels.backends.triton.launch").TRITON_IS_KNOWN:
         pytest.skip("Triton's launcher is called itself in other versions than 3.6")
     backend = importlib.import_module("ilora_kernels.backends.triton")
     computed = [noted(monkeypatch, backend, name) for name in ("_forward", "_backward")]

@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import triton
 from torch import Tensor
 
 from ilora_kernels.backends.triton.adapter import dropout, gating_of
 from ilora_kernels.backends.triton.decode import can_decode, decode
 from ilora_kernels.backends.triton.delta import delta
 from ilora_kernels.backends.triton.gradients import gradients
-from ilora_kernels.backends.triton.launch import INTERPRETED, describable
+from ilora_kernels.backends.triton.launch import INTERPRETED, TRITON_IS_KNOWN, describable
 from ilora_kernels.backends.triton.linear import can_fuse, linear
 from ilora_kernels.backends.triton.replay import replayed
 from ilora_kernels.backends.triton.shrink import shrink, shrink_backward
@@ -35,6 +36,16 @@ def why_unusable() -> str | None:
     if INTERPRETED or torch.cuda.is_available():
         return None
     return "there is no GPU; TRITON_INTERPRET=1 runs it, slowly, on a CPU."
+
+
+def drawback() -> str | None:
+    """What another version of Triton costs here; None where it is the one that all is written for."""
+    if TRITON_IS_KNOWN:
+        return None
+    return (
+        f"Triton {triton.__version__} is not 3.6, for which launching and Hopper's product are written: "
+        "a call costs the CPU more, and on Hopper the product takes 1 to 3 % longer."
+    )
 
 
 def forward(*arguments: Any) -> tuple[Tensor, Tensor]:

@@ -51,9 +51,7 @@ class LinearConfig:
     block_k: int
     parts: int  # the tile leaves in so many parts, so that shared memory has room for more stages
     group: int  # rows of tiles in a band
-    flatten: (
-        bool  # one loop over tiles and steps, so that loads run on across tiles; Hopper's always do
-    )
+    flatten: bool  # one loop over tiles and steps: loads run on across tiles, as Hopper's always do
     num_warps: int
     num_stages: int
 

@@ -31,7 +31,7 @@ from ilora_kernels.backends.triton.tensor_maps import (
 )
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
-_TRITON_IS_KNOWN = triton.__version__.split(".")[:2] == ["3", "6"]
+TRITON_IS_KNOWN = triton.__version__.split(".")[:2] == ["3", "6"]
 
 # On AMD, Triton compiles for pointers into storages of at most so many bytes, or for any.
 _ON_AMD = bool(torch.version.hip)
@@ -72,7 +72,7 @@ def can_flatten(device: int) -> bool:
 @functools.cache
 def has_hopper_kernels(device: int) -> bool:
     """Whether kernels written for Hopper alone run here, in the Gluon that comes with Triton 3.6."""
-    return _TRITON_IS_KNOWN and not INTERPRETED and _capability(device) == 9
+    return TRITON_IS_KNOWN and not INTERPRETED and _capability(device) == 9
 
 
 def _capability(device: int) -> int:
@@ -283,7 +283,7 @@ def _prepared(compiled: Any, blocks: Blocks) -> _Compiled:
     launcher = compiled.run
     packed, hooks = compiled.packed_metadata, (None, None, None)
     ordinary = _Compiled(launcher, (compiled.function, packed, *hooks), None)
-    known = _TRITON_IS_KNOWN and type(launcher).__name__ == "CudaLauncher"
+    known = TRITON_IS_KNOWN and type(launcher).__name__ == "CudaLauncher"
     if not known or launcher.global_scratch_size or launcher.profile_scratch_size:
         return ordinary
     entry, metas = launcher.launch, []

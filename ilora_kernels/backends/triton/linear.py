@@ -271,7 +271,9 @@ def _plan(
         # Not at the top: what it is written in does not come with every Triton.
         from ilora_kernels.backends.triton.linear_hopper import hopper_settings
 
-        how = hopper_settings(config, rank, programs, device, backward, masked, has_bias)
+        how = hopper_settings(
+            config, rank, programs, device, backward=backward, masked=masked, has_bias=has_bias
+        )
         if how is not None:
             return how, grid, (whole, half)
     # Not masked, the rank is one of the steps of the loop, or several.

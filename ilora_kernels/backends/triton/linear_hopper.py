@@ -336,6 +336,7 @@ def hopper_settings(
     rank: int,
     programs: int,
     device: int,
+    *,
     backward: bool,
     masked: bool,
     has_bias: bool,
