@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +23,7 @@ from ilora_kernels import gated_lora, use_backend
 from ilora_kernels.backends import triton as backend
 from ilora_kernels.dropout import draw_seed, keep_mask
 
+from . import gluon_on_cpu
 from .noting import noted
 from .problems import (
     GATE_FORMS,
@@ -44,12 +45,22 @@ def module(name: str) -> ModuleType:
 ALIGNED = {"instances": 4, "length": 75, "d_in": 136, "d_out": 520}
 
 
-@pytest.fixture
-def fused(triton_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Make ``linear`` compute the frozen product, and four programs of it; list the passes it ran."""
-    linear = module("linear")
+@pytest.fixture(params=["triton", "hopper"])
+def fused(
+    triton_device: torch.device, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[list[bool]]:
+    """Make ``linear`` compute the frozen product, and four programs of it; list the passes it ran.
+
+    By each of its kernels: Hopper's own runs on a CPU as ``gluon_on_cpu``.
+    """
+    linear, hopper = module("linear"), request.param == "hopper"
     if not linear.holds_product(linear.current_device()):
         pytest.skip("the fused product needs Hopper's copy engine")
+    if triton_device.type == "cpu" and hopper:
+        monkeypatch.setattr(linear, "launch", gluon_on_cpu.launching(linear.launch))
+    elif hopper and not linear.has_hopper_kernels(linear.current_device()):
+        pytest.skip("needs Hopper, and Triton 3.6")
+    monkeypatch.setattr(linear, "has_hopper_kernels", lambda _: hopper)
     monkeypatch.setattr(linear, "fusing_pays", lambda *_: True)
     monkeypatch.setattr(linear, "multiprocessors", lambda _: 4)
     monkeypatch.setattr(backend, "can_decode", lambda *_: False)
@@ -62,7 +73,9 @@ def fused(triton_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> list[
 
     monkeypatch.setattr(backend, "linear", counted)
     monkeypatch.setattr(backend, "replayed", lambda compute, arguments: compute(*arguments))
-    return passes
+    linear._plan.cache_clear()  # it does not ask whose kernel
+    yield passes
+    linear._plan.cache_clear()
 
 
 # ---- The fused product
@@ -259,10 +272,13 @@ def test_ranks_above_one_block_match_float64(
     assert_matches_float64(problem, torch.float32, dropout_p=0.3)
 
 
+@pytest.mark.parametrize(
+    "rank", [136, 208]
+)  # three blocks of 64, and more than Hopper's ring holds
 def test_the_fused_product_takes_ranks_above_one_block(
-    triton_device: torch.device, fused: list[bool]
+    triton_device: torch.device, fused: list[bool], rank: int
 ) -> None:
-    problem = random_problem("instance", device=triton_device, rank=136, experts=17, **ALIGNED)
+    problem = random_problem("instance", device=triton_device, rank=rank, experts=8, **ALIGNED)
     assert_matches_float64(problem, torch.float16, dropout_p=0.3)
     assert fused == [False, True]
 

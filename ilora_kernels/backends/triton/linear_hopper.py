@@ -6,7 +6,8 @@ ends of tiles, also where a mask stands between two sums, and with blocks of h a
 deep as the rank. Every sum is taken in the order of :mod:`linear`, so the results have the same bits.
 
 Written in Gluon, the language in which Triton leaves layouts, copies and waiting to the author. It is
-bound to a version of Triton; ``linear`` runs its own kernel elsewhere.
+bound to a version of Triton; ``linear`` runs its own kernel elsewhere. Gluon has no interpreter:
+``tests/ilora_kernels/gluon_on_cpu.py`` runs this code without a GPU.
 """
 
 from __future__ import annotations
