@@ -373,28 +373,36 @@ def test_torch_and_triton_agree(
 
 
 DETERMINISTIC: dict[str, dict[str, Any]] = {
-    "aligned": {"gate_form": "instance", **ALIGNED},
     "pointers": {"gate_form": "packed", "instances": 20, "length": 9},
     "several rank blocks": {"gate_form": "token", "rank": 136, "experts": 17},
     "split sums": {"gate_form": "shared", "instances": 2, "length": 513, "d_in": 16, "d_out": 16},
 }
 
 
-@pytest.mark.parametrize("case", DETERMINISTIC)
-def test_forward_and_backward_give_the_same_bits_twice(
-    triton_device: torch.device, split: list[int], case: str, request: pytest.FixtureRequest
-) -> None:
-    if case == "aligned":
-        request.getfixturevalue("fused")
-    problem = random_problem(device=triton_device, **DETERMINISTIC[case]).to(torch.float16)
+def assert_the_same_bits_twice(problem: Problem) -> None:
+    """Of y and the gradients, with dropout."""
     runs = []
     for _ in range(2):
-        leaves = problem.leaves()
+        leaves = problem.to(torch.float16).leaves()
         torch.manual_seed(1)
         y = leaves.run(dropout_p=0.2)
         runs.append([y, *gradients(leaves, y)])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("case", DETERMINISTIC)
+def test_forward_and_backward_give_the_same_bits_twice(
+    triton_device: torch.device, split: list[int], case: str
+) -> None:
+    assert_the_same_bits_twice(random_problem(device=triton_device, **DETERMINISTIC[case]))
     assert (max(split) > 1) == (case == "split sums")
+
+
+def test_the_fused_product_gives_the_same_bits_twice(
+    triton_device: torch.device, fused: list[bool]
+) -> None:
+    assert_the_same_bits_twice(random_problem("instance", device=triton_device, **ALIGNED))
+    assert fused == [False, True] * 2
 
 
 # ---- Memory and seeds
