@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from benchmarks.results import Line
-from benchmarks.tables import PEER_WAYS, WAYS, peer_means
+from benchmarks.tables import PEER_WAYS, WAYS, peer_means, peer_runs
 from ilora.files import atomic_file
 from ilora.plots import COLOURS, DPI, LINES, MUTED, STYLE
 
@@ -52,9 +52,9 @@ def _shape(line: Line) -> tuple[str, int, int]:
 
 
 def draw_peers(lines: Sequence[Line], file: Path) -> bool:
-    """Geometric means of the peers as bars, without and with dropout; False without any."""
-    means = peer_means(lines)
-    if not means:
+    """Geometric means as bars, of the run with most contenders; False without any."""
+    means = max(map(peer_means, peer_runs(lines)), key=len, default=None)
+    if means is None:
         return False
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 1.6 + 0.6 * len(means)), layout="constrained")

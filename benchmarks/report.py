@@ -19,7 +19,7 @@ from benchmarks.serving_tables import SERVING_BLOCKS
 from benchmarks.tables import BLOCKS
 from ilora.errors import InputError
 from ilora.files import atomic_file
-from ilora.markers import filled, how_to_place
+from ilora.markers import filled, how_to_place, unfilled
 
 PICTURES = {  # block -> file, caption, and who draws it
     "linear": ("ratios.png", "Time over the frozen layer's, against T", draw_ratios),
@@ -71,6 +71,8 @@ def write_report(
     after, homeless = filled(before, blocks)
     if len(homeless) == len(blocks):
         raise InputError(f"{into} has no place for a table; {how_to_place(homeless[0])}")
+    for name in unfilled(before, blocks):
+        print(f"note: the results have nothing for {name!r}; it stays as it was", file=sys.stderr)
     for name in homeless:
         print(f"note: {into} has no place for {name!r}; {how_to_place(name)}", file=sys.stderr)
     with atomic_file(into) as partial:

@@ -58,10 +58,12 @@ class Line:
 def read_results(files: Sequence[Path]) -> list[Line]:
     """Read JSON files of one device; a case that is in several counts as in the last.
 
+    But a run of peers stays whole: what took turns in it is compared with nothing else.
+
     Raises:
         InputError: a file is not such a JSON, or the files are of several devices.
     """
-    lines: dict[str, Line] = {}
+    lines: dict[tuple[str, str], Line] = {}
     for file in files:
         content = _parsed(file)
         run = Run(
@@ -70,8 +72,10 @@ def read_results(files: Sequence[Path]) -> list[Line]:
             date=content["datetime"][:10],
         )
         for entry in content["benchmarks"]:
-            lines.pop(entry["fullname"], None)  # the later one takes the later place
-            lines[entry["fullname"]] = Line(entry["extra_info"], run)
+            line = Line(entry["extra_info"], run)
+            key = entry["fullname"], str(run) if line["suite"] == "peers" else ""
+            lines.pop(key, None)  # the later one takes the later place
+            lines[key] = line
     devices = sorted({line.run.machine["device"] for line in lines.values()})
     if len(devices) > 1:
         raise InputError(

@@ -104,26 +104,37 @@ def onto(lines: Sequence[Line]) -> str | None:
 
 
 def peers(lines: Sequence[Line]) -> str | None:
-    """What else could be run, side by side: geometric means over the same shapes and T."""
-    means = peer_means(lines)
-    if not means:
-        return None
-    chosen = _common_places(of_suite(lines, "peers"))
+    """What else could be run, side by side, a table a run: geometric means over the same shapes and T."""
+    runs = peer_runs(lines)
+    tables = [part for mine in runs for part in _peer_table(mine)]
+    return block(tables, [line for mine in runs for line in mine])
+
+
+def _peer_table(chosen: Sequence[Line]) -> tuple[str, str]:
     heads = ["over the frozen layer", *(way.title for way in PEER_WAYS)]
     heads += ["peak memory, forward + backward", "with dropout"]
     rows = [
-        [backend, *(ratio_cell(value) for value in values)] for backend, values in means.items()
+        [backend, *(ratio_cell(value) for value in values)]
+        for backend, values in peer_means(chosen).items()
     ]
     places = sorted({line.place for line in chosen})
     shapes = sorted({f"{d_out}×{d_in}" for d_out, d_in, _ in places})
-    tokens = sorted({t for *_, t in places})
-    over = f"Geometric means over {', '.join(shapes)} and T = {', '.join(map(str, tokens))}."
-    return block([markdown_table(heads, rows, text=1), over], chosen)
+    tokens = ", ".join(map(str, sorted({t for *_, t in places})))
+    over = (
+        f"Geometric means over {', '.join(shapes)} and T = {tokens}, commit {chosen[0].run.commit}."
+    )
+    return markdown_table(heads, rows, text=1), over
+
+
+def peer_runs(lines: Sequence[Line]) -> list[list[Line]]:
+    """Of each run with several contenders the lines at those shapes and T at which it had all of them."""
+    runs = grouped(of_suite(lines, "peers"), lambda line: str(line.run))
+    common = [_common_places(mine) for _, mine in runs]
+    return [mine for mine in common if len(group_by_backend(mine)) > 1]
 
 
 def peer_means(lines: Sequence[Line]) -> dict[str, list[float | None]]:
     """Backend -> mean ratios: the time of each of ``PEER_WAYS``, the peak memory of its two trainings."""
-    chosen = _common_places(of_suite(lines, "peers"))
     return {
         backend: [
             *(_mean(line["ratio"] for line in mine if way.has(line)) for way in PEER_WAYS),
@@ -132,7 +143,7 @@ def peer_means(lines: Sequence[Line]) -> dict[str, list[float | None]]:
                 for way in (PEER_WAYS[1], PEER_WAYS[3])
             ),
         ]
-        for backend, mine in group_by_backend(chosen).items()
+        for backend, mine in group_by_backend(lines).items()
     }
 
 
@@ -146,7 +157,8 @@ def floor(lines: Sequence[Line]) -> str | None:
             continue
         theirs = {_key(line): line for line in by_backend[peer]}
         rows = []
-        for place, at_place in group_by_place(by_backend[backend]).items():
+        its = grouped(by_backend[backend], lambda line: (line.place, str(line.run)))
+        for (place, _), at_place in its:
             pairs = [_pair(at_place, way, theirs) for way in PEER_WAYS]
             ratios = [_over(*pair) for pair in pairs]
             if any(ratios):
@@ -345,16 +357,16 @@ def _common_places(lines: Sequence[Line]) -> list[Line]:
 
 
 def _key(line: Line) -> tuple[object, ...]:
-    return (*line.place, line["mode"], bool(line["dropout"]))
+    # Of one run alone: with others a line took no turns.
+    return (str(line.run), *line.place, line["mode"], bool(line["dropout"]))
 
 
 def _pair(
     lines: Sequence[Line], way: Column, others: Mapping[tuple[object, ...], Line]
 ) -> tuple[Line | None, Line | None]:
-    """A line and the other's at the same place; none of another run, with which it took no turns."""
+    """A line, and the other's that took turns with it."""
     line = _only(lines, way)
-    other = None if line is None else others.get(_key(line))
-    return line, other if line and other and other.run == line.run else None
+    return line, None if line is None else others.get(_key(line))
 
 
 def _over(line: Line | None, other: Line | None) -> float | None:

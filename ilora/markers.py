@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from ilora.errors import InputError
@@ -28,6 +29,11 @@ def filled(text: str, blocks: Mapping[str, str]) -> tuple[str, list[str]]:
         before, _, rest = text.partition(begin)
         text = f"{before}{begin}\n{block}\n{end}{rest.partition(end)[2]}"
     return text, homeless
+
+
+def unfilled(text: str, blocks: Mapping[str, str]) -> list[str]:
+    """The names of the markers in a page that there is no block for."""
+    return [name for name in re.findall(r"<!-- begin (.+?) -->", text) if name not in blocks]
 
 
 def how_to_place(name: str) -> str:

@@ -161,7 +161,7 @@ def test_peers_are_averaged_over_what_all_of_them_ran(tmp_path: Path) -> None:
     ]
     text = block("peers", entries, tmp_path)
     assert row_of(text, "triton")[1] == "1.250"
-    assert "T = 2048, 4096, 16384." in text
+    assert "T = 2048, 4096, 16384, commit" in text
     assert row_of(block("floor", entries, tmp_path), "4096×4096", "1024")[2] == "1.000"
 
 
@@ -173,15 +173,32 @@ def test_the_fused_layer_is_compared_with_the_vendors_product_and_a_delta(tmp_pa
 def test_the_fused_layer_is_compared_with_what_took_turns_with_it(tmp_path: Path) -> None:
     entries = [entry for entry in all_entries() if entry.suite == "peers"]
     mine = [entry for entry in entries if entry.case.backend == "triton"]
+    slower = [replace(entry, ratio=5.0) for entry in mine]
     files = [
         write_results(tmp_path / "first.json", entries),
-        write_results(tmp_path / "later.json", mine, command="of another run"),
+        write_results(tmp_path / "later.json", slower, command="of another run"),
     ]
     together = BLOCKS["floor"](read_results(files[:1]))
     assert together
     assert rows(together)[-1][2:] == [f"{1.25 / 2:.3f}"] * 4
     assert f"triton / {EAGER}" in together
-    assert BLOCKS["floor"](read_results(files)) is None
+    assert BLOCKS["floor"](read_results(files)) == together
+    assert BLOCKS["floor"](read_results(files[1:])) is None
+
+
+def test_peers_of_two_runs_have_a_table_each(tmp_path: Path) -> None:
+    entries = [entry for entry in all_entries() if entry.suite == "peers"]
+    few = [e for e in entries if e.case.backend in ("triton", EAGER) and e.case.tokens == 2048]
+    files = [
+        write_results(tmp_path / "few.json", few, command="of few"),
+        write_results(tmp_path / "most.json", entries),
+    ]
+    for given in (files, files[::-1]):
+        text = str(BLOCKS["peers"](read_results(given)))
+        assert text.count("| triton | 1.250 |") == text.count(f"| {EAGER} | 2.000 |") == 2
+        assert text.count(f"| {DELTA} |") == 1
+        assert "T = 2048, commit" in text
+        assert "T = 2048, 4096, 16384, commit" in text
 
 
 def test_the_cost_to_the_cpu_has_a_row_a_contender_and_a_launch(tmp_path: Path) -> None:
