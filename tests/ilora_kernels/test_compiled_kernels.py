@@ -63,12 +63,11 @@ def records(
 
 def those(records: list[Record], measure: str, wrong: Any) -> dict[str, Any]:
     """The kernels whose ``measure`` is ``wrong``, by a name that tells them apart."""
+    names = ("kernel", "product", "pass", "rows", "rank", "dropout_p")
     return {
-        f"{r['kernel']}, {r['pass']}, {r['rows']} rows, rank {r['rank']}, dropout {r['dropout_p']}": r[
-            measure
-        ]
-        for r in records
-        if r.get(measure) is not None and wrong(r[measure])
+        ", ".join(f"{name} {record[name]}" for name in names): record[measure]
+        for record in records
+        if record.get(measure) is not None and wrong(record[measure])
     }
 
 

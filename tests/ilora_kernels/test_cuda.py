@@ -139,7 +139,7 @@ def test_masks_are_those_of_the_torch_backend(
         with use_backend(name):
             torch.manual_seed(3)
             y = leaves.run(dropout_p=0.3)
-            wanted = [getattr(leaves, name) for name in TRAINABLE]
+            wanted = [getattr(leaves, leaf) for leaf in TRAINABLE]
             found.append([y.detach(), *torch.autograd.grad(y, wanted, torch.ones_like(y))])
     oracle, plain, actual = found
     assert torch.equal(actual[1] == 0, oracle[1] == 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -18,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
-
 from ilora_kernels import gated_lora, use_backend
 from ilora_kernels.backends import triton as backend
+from ilora_kernels.backends.triton import configs
 from ilora_kernels.dropout import draw_seed, keep_mask
 
 from . import gluon_on_cpu
@@ -273,11 +274,30 @@ def test_ranks_above_one_block_match_float64(
 
 
 @pytest.mark.parametrize(
-    "rank", [136, 208]
-)  # three blocks of 64, and more than Hopper's ring holds
+    ("changed", "rank", "masked", "holds"),
+    [
+        pytest.param({}, 192, True, True, id="as many blocks as slots"),
+        pytest.param({}, 208, True, False, id="more blocks than slots"),
+        pytest.param({}, 208, False, True, id="more blocks than slots, one after another"),
+        pytest.param({"num_stages": 5}, 16, False, False, id="more than the GPU has room for"),
+        pytest.param({"num_stages": 5, "block_n": 128}, 16, False, True, id="smaller tiles"),
+    ],
+)
+def test_what_hoppers_ring_does_not_hold_is_left_to_the_other_kernel(
+    changed: dict[str, int], rank: int, masked: bool, holds: bool
+) -> None:
+    config = replace(configs.LinearConfig(128, 256, 64, 2, 16, True, 8, 3), **changed)  # type: ignore[arg-type]
+    how = module("linear_hopper").hopper_settings(
+        config, rank, 132, 0, backward=masked, masked=masked, has_bias=False
+    )
+    assert (how is not None) == holds
+
+
+@pytest.mark.parametrize("rank", [136, 208])
 def test_the_fused_product_takes_ranks_above_one_block(
     triton_device: torch.device, fused: list[bool], rank: int
 ) -> None:
+    """Three blocks of 64, and more than Hopper's ring holds."""
     problem = random_problem("instance", device=triton_device, rank=rank, experts=8, **ALIGNED)
     assert_matches_float64(problem, torch.float16, dropout_p=0.3)
     assert fused == [False, True]

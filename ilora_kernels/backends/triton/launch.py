@@ -38,7 +38,7 @@ _ON_AMD = bool(torch.version.hip)
 _SMALL_STORAGE = 2**31 - 1
 
 # Shared memory of a multiprocessor that a tile of ``linear`` leaves room in for its neighbours.
-_SHARED_BYTES_FOR_PRODUCT = 227 * 1024
+SHARED_BYTES_FOR_PRODUCT = 227 * 1024
 
 
 @functools.cache
@@ -59,7 +59,7 @@ def holds_product(device: int) -> bool:
     if INTERPRETED:
         return True
     properties: Any = torch.cuda.get_device_properties(device)  # torch's stub lacks the attribute
-    enough = properties.shared_memory_per_block_optin >= _SHARED_BYTES_FOR_PRODUCT
+    enough = properties.shared_memory_per_block_optin >= SHARED_BYTES_FOR_PRODUCT
     return has_copy_engine(device) and enough
 
 

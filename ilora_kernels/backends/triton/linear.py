@@ -50,7 +50,7 @@ from ilora_kernels.backends.triton.launch import (
     settings,
 )
 from ilora_kernels.backends.triton.mask import keep_tile
-from ilora_kernels.backends.triton.tiles import tile_position
+from ilora_kernels.backends.triton.tiles import blocks_of, tile_position
 
 
 @triton.jit
@@ -279,10 +279,8 @@ def _plan(
     # Not masked, the rank is one of the steps of the loop, or several.
     block_r = rank_block(rank, limit=64) if masked else config.block_k
     part = config.block_n // config.parts
-
-    def block(depth: int, width: int) -> tuple[int, int]:
-        return (depth, width) if backward else (width, depth)
-
+    x, w, h, factor, y = blocks_of(config, block_r, backward)
+    factor += ((block_r, part) if backward else (part, block_r),)
     how = settings(
         linear_kernel,
         {
@@ -306,17 +304,7 @@ def _plan(
         device,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        blocks=(
-            ((config.block_m, config.block_k),),
-            (block(config.block_k, config.block_n), block(config.block_k, config.block_n // 2)),
-            ((config.block_m, block_r),),
-            (
-                block(block_r, config.block_n),
-                block(block_r, config.block_n // 2),
-                block(block_r, part),
-            ),
-            ((config.block_m, part),),
-        ),
+        blocks=(x, w, h, factor, y),
         overlap=overlap,
     )
     return how, grid, (whole, half)

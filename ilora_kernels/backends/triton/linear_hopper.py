@@ -28,15 +28,13 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ilora_kernels.backends.triton.adapter import rank_block
 from ilora_kernels.backends.triton.configs import LinearConfig
-from ilora_kernels.backends.triton.launch import Settings, settings
+from ilora_kernels.backends.triton.launch import SHARED_BYTES_FOR_PRODUCT, Settings, settings
 from ilora_kernels.backends.triton.mask import keep_tile
-from ilora_kernels.backends.triton.tiles import tile_position
+from ilora_kernels.backends.triton.tiles import blocks_of, tile_position
 
 
 @gluon.jit
-def place_of(
-    tile, tiles, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, GROUP: gl.constexpr
-):  # fmt: skip
+def place_of(tile, tiles, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, GROUP: gl.constexpr):
     """First row and column of a tile; those after the whole ones are half as wide."""
     whole_tiles, _, num_tiles_m, num_tiles_n = tiles
     half = gl.maximum(tile - whole_tiles, 0)
@@ -342,18 +340,15 @@ def hopper_settings(
     masked: bool,
     has_bias: bool,
 ) -> Settings | None:
-    """How to launch the kernel; None where the ring is too small for the rank.
+    """How to launch the kernel; None where the ring is too small for the rank, or too large for the GPU.
 
     Under a mask all blocks of the rank are in the ring at once, at the end of a program's first tile.
     """
     block_r = rank_block(rank, limit=config.block_k)
     rank_steps = -(-rank // block_r)
-    if masked and rank_steps > config.num_stages:
+    too_small = masked and rank_steps > config.num_stages
+    if too_small or _shared_bytes(config) > SHARED_BYTES_FOR_PRODUCT:
         return None
-
-    def block(depth: int, width: int) -> tuple[int, int]:
-        return (depth, width) if backward else (width, depth)
-
     return settings(
         linear_hopper_kernel,
         {
@@ -369,17 +364,17 @@ def hopper_settings(
         device,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        blocks=(
-            ((config.block_m, config.block_k),),
-            (block(config.block_k, config.block_n), block(config.block_k, config.block_n // 2)),
-            ((config.block_m, block_r),),
-            (block(block_r, config.block_n), block(block_r, config.block_n // 2)),
-            ((config.block_m, config.block_n // config.parts),),
-        ),
+        blocks=blocks_of(config, block_r, backward),
         overlap=True,
         registers=None if masked or has_bias else _REGISTERS,
         describe=described,
     )
+
+
+def _shared_bytes(config: LinearConfig) -> int:
+    """Of the ring, its barriers, and half a tile on its way out, in numbers of two bytes."""
+    slot = (config.block_m + config.block_n) * config.block_k * 2
+    return config.num_stages * (slot + 8) + config.block_m * config.block_n // 2 * 2
 
 
 def described(matrix: Tensor, block: tuple[int, ...]) -> TensorDescriptor:
