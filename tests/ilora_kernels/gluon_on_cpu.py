@@ -50,12 +50,18 @@ def run(
 
 @contextmanager
 def playing(program: int, h: Tensor) -> Iterator[tuple[Callable[..., None], Program]]:
-    """Let the module's functions be plain ones, and what they call the program's stand-ins."""
-    module = importlib.import_module("ilora_kernels.backends.triton.linear_hopper")
+    """Let the kernel's functions be plain ones, and what they call the program's stand-ins."""
     played = Program(program, h)
-    jitted = {name: value.fn for name, value in vars(module).items() if hasattr(value, "fn")}
-    with patch.multiple(module, **jitted | played.words()):
-        yield jitted["linear_hopper_kernel"], played
+    kernel, tiles = (
+        importlib.import_module(f"ilora_kernels.backends.triton.{name}")
+        for name in ("linear_hopper", "tiles")
+    )
+    plain, shared = (
+        {name: value.fn for name, value in vars(module).items() if hasattr(value, "fn")}
+        for module in (kernel, tiles)
+    )
+    with patch.multiple(kernel, **plain | played.words()), patch.multiple(tiles, **shared):
+        yield plain["linear_hopper_kernel"], played
 
 
 class Scalar(int):

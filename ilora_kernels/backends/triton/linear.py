@@ -50,28 +50,7 @@ from ilora_kernels.backends.triton.launch import (
     settings,
 )
 from ilora_kernels.backends.triton.mask import keep_tile
-from ilora_kernels.backends.triton.tiles import blocks_of, tile_position
-
-
-@triton.jit
-def halves_of(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Left and right half of a tile, without leaving the registers."""
-    return tile.reshape(ROWS, 2, COLUMNS // 2).permute(0, 2, 1).split()
-
-
-@triton.jit
-def parts_of(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr):
-    """The tile's columns in 1, 2 or 4 parts."""
-    if PARTS == 1:
-        parts = (tile,)
-    elif PARTS == 2:
-        parts = halves_of(tile, ROWS, COLUMNS)
-    else:
-        left, right = halves_of(tile, ROWS, COLUMNS)
-        a, b = halves_of(left, ROWS, COLUMNS // 2)
-        c, d = halves_of(right, ROWS, COLUMNS // 2)
-        parts = (a, b, c, d)  # type: ignore[assignment]
-    return parts
+from ilora_kernels.backends.triton.tiles import blocks_of, parts_of, tile_position
 
 
 @triton.jit
@@ -141,7 +120,7 @@ def compute_tiles(
 
         # The tile leaves in parts, so that shared memory has room for the stages of the loads.
         PARTS: tl.constexpr = BLOCK_N // PART
-        parts = parts_of(accumulator, BLOCK_M, BLOCK_N, PARTS)
+        parts = parts_of(accumulator, PARTS)
         for i in tl.static_range(PARTS):
             part = parts[i]
             first = column + i * PART

@@ -30,7 +30,7 @@ from ilora_kernels.backends.triton.adapter import rank_block
 from ilora_kernels.backends.triton.configs import LinearConfig
 from ilora_kernels.backends.triton.launch import SHARED_BYTES_FOR_PRODUCT, Settings, settings
 from ilora_kernels.backends.triton.mask import keep_tile
-from ilora_kernels.backends.triton.tiles import blocks_of, tile_position
+from ilora_kernels.backends.triton.tiles import blocks_of, parts_of, tile_position
 
 
 @gluon.jit
@@ -126,29 +126,6 @@ def fill_next(
 
 
 # ---- The tiles
-
-
-@gluon.jit
-def halves_of(tile):
-    """Left and right half of a tile, without leaving the registers."""
-    ROWS: gl.constexpr = tile.shape[0]
-    COLUMNS: gl.constexpr = tile.shape[1]
-    return tile.reshape([ROWS, 2, COLUMNS // 2]).permute((0, 2, 1)).split()
-
-
-@gluon.jit
-def parts_of(tile, PARTS: gl.constexpr):
-    """The tile's columns in 1, 2 or 4 parts."""
-    if PARTS == 1:
-        parts = (tile,)
-    elif PARTS == 2:
-        parts = halves_of(tile)
-    else:
-        left, right = halves_of(tile)
-        a, b = halves_of(left)
-        c, d = halves_of(right)
-        parts = (a, b, c, d)  # type: ignore[assignment]
-    return parts
 
 
 @gluon.jit

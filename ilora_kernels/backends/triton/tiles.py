@@ -19,6 +19,29 @@ def tile_position(tile, num_tiles_m, num_tiles_n, GROUP: tl.constexpr):
     return first_m + within % height, within // height
 
 
+@triton.jit
+def halves_of(tile):
+    """Left and right half of a tile, without leaving the registers."""
+    ROWS: tl.constexpr = tile.shape[0]
+    COLUMNS: tl.constexpr = tile.shape[1]
+    return tile.reshape([ROWS, 2, COLUMNS // 2]).permute((0, 2, 1)).split()
+
+
+@triton.jit
+def parts_of(tile, PARTS: tl.constexpr):
+    """The tile's columns in 1, 2 or 4 parts."""
+    if PARTS == 1:
+        parts = (tile,)
+    elif PARTS == 2:
+        parts = halves_of(tile)
+    else:
+        left, right = halves_of(tile)
+        a, b = halves_of(left)
+        c, d = halves_of(right)
+        parts = (a, b, c, d)  # type: ignore[assignment]
+    return parts
+
+
 def blocks_of(config: LinearConfig, block_r: int, backward: bool) -> Blocks:
     """Of x or dY, the weight, h or u, the factor, and y or dX; of two also those of half a tile."""
 
